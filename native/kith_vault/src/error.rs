@@ -1,0 +1,122 @@
+use rand_core::TryCryptoRng;
+use thiserror::Error;
+
+use crate::key_id::KeyId;
+
+/// Why a blob could not be made or opened.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+pub enum VaultError {
+    /// The blob is not what was sealed in this place: damaged, cut, forged, moved from another place, sealed under
+    /// another data key, or written by a later format. Which of these, it does not say.
+    #[error("the sealed bytes do not open here")]
+    CorruptedState,
+    /// The vault does not hold the key-encryption key that the blob names. The name is not authenticated.
+    #[error("the vault holds no key-encryption key \"{id}\"")]
+    KeyNotFound {
+        /// The key id in the blob.
+        id: KeyId,
+    },
+    /// The random number generator failed.
+    #[error("the random number generator failed")]
+    Random,
+    /// The plaintext is longer than AES-GCM seals.
+    #[error("the plaintext is longer than AES-GCM seals, 2^36 - 32 bytes")]
+    TooLarge,
+}
+
+impl VaultError {
+    /// The generator's own error is dropped: callers cannot act on it.
+    pub(crate) fn random<R: TryCryptoRng + ?Sized>(_: R::Error) -> Self {
+        Self::Random
+    }
+}
+
+/// Why a vault could not be set up.
+///
+/// The texts are for the operator. They name the source and what was expected of it, and never a value.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+pub enum ConfigError {
+    /// A key could not be taken from its source.
+    #[error("key \"{id}\" from {origin}: {defect}")]
+    BadKey {
+        /// The id of the key.
+        id: KeyId,
+        /// The source in words, such as `file /etc/kith/key`.
+        origin: String,
+        /// What is wrong with it.
+        defect: KeyDefect,
+    },
+    /// A key id has a wrong length or character. The id is not shown: it may be a key in the wrong place.
+    #[error(
+        "expected a key id of 1 to {} visible ASCII characters without spaces, got one that is not",
+        KeyId::MAX_BYTES
+    )]
+    BadKeyId,
+    /// The current key is not one of the keys given.
+    #[error("expected the current key \"{id}\" to be one of the keys, got keys without it")]
+    CurrentKeyMissing {
+        /// The id that was named as current.
+        id: KeyId,
+    },
+    /// Two keys have the same id.
+    #[error("expected each key id once, got \"{id}\" twice")]
+    DuplicateKeyId {
+        /// The id.
+        id: KeyId,
+    },
+    /// A key id reads as base64 of 32 bytes, so it is likely the key itself. Ids are stored in clear.
+    #[error("expected a key id, got what reads as a key; swap the id and the key")]
+    KeyAsKeyId,
+}
+
+/// What is wrong with a source of a key.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+pub enum KeyDefect {
+    /// The text is not base64.
+    #[error("expected base64 of 32 bytes, got text that is not base64")]
+    Base64,
+    /// The path leads to a directory, a pipe or a device.
+    #[error("expected a regular file, got something else")]
+    FileKind,
+    /// Others than the owner may use the file.
+    #[error(
+        "expected a file mode that gives group and others nothing, such as 0600, got {mode:04o}"
+    )]
+    FileMode {
+        /// The permission bits of the file.
+        mode: u32,
+    },
+    /// The file belongs to somebody else.
+    #[error(
+        "expected a file owned by root or by user {user}, who runs this process, got one owned by user {owner}"
+    )]
+    FileOwner {
+        /// The owner of the file.
+        owner: u32,
+        /// The effective user of this process.
+        user: u32,
+    },
+    /// The key has a wrong length.
+    #[error("expected a key of 32 bytes, got {bytes}")]
+    Length {
+        /// The length of the decoded key.
+        bytes: usize,
+    },
+    /// The environment variable does not exist.
+    #[error("expected base64 of 32 bytes, got a variable that is not set")]
+    NotSet,
+    /// The text is far longer than a key.
+    #[error("expected base64 of 32 bytes, got more than {limit} bytes of text")]
+    TooLong {
+        /// The most that is read.
+        limit: usize,
+    },
+    /// The file could not be opened or read.
+    #[error("expected a readable file, got: {error}")]
+    Unreadable {
+        /// What the operating system says.
+        error: String,
+    },
+}
