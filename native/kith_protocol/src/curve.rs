@@ -205,8 +205,9 @@ impl KeyPair {
         PrivateKey::generate(rng).into()
     }
 
-    /// Takes a public key that was computed before; the two are not compared.
-    pub(crate) const fn from_parts(public: PublicKey, private: PrivateKey) -> Self {
+    /// The pair of a stored private key whose public key is stored beside it; the two are not compared.
+    #[must_use]
+    pub const fn from_parts(public: PublicKey, private: PrivateKey) -> Self {
         Self { public, private }
     }
 

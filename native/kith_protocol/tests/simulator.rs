@@ -1,5 +1,11 @@
 //! The network simulator itself: it accepts a party that behaves, and names the fault of each that does not.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a helper that fails is a failed test"
+)]
+
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -250,7 +256,9 @@ fn each_behaviour_does_what_its_name_says() {
     assert!(run(Behaviour::RESTART, 2, 1).restarts > 20);
     assert!(run(Behaviour::SIMULTANEOUS, 3, 1).sessions_started > 6);
 
-    let chaos = run(Behaviour::CHAOS, 3, 1);
+    let chaos = network(Behaviour::CHAOS, 3, Defect::None, 1)
+        .run(4 * MESSAGES)
+        .unwrap();
     for (what, count) in [
         ("dropped", chaos.dropped),
         ("duplicates", chaos.duplicates_refused),
@@ -258,6 +266,7 @@ fn each_behaviour_does_what_its_name_says() {
         ("overtaken", chaos.overtaken),
         ("offline", chaos.offline_periods),
         ("restarts", chaos.restarts),
+        ("sessions", chaos.sessions_started),
     ] {
         assert!(count > 3, "{what}: {chaos}");
     }
@@ -335,6 +344,6 @@ fn a_violation_says_how_to_see_it_again() {
         .expect_err("the defect goes unnoticed");
     let report = format!("{violation:?}");
     assert!(report.contains("OpenedTwice"), "{report}");
-    assert!(report.contains("of duplicate, seed 5"), "{report}");
+    assert!(report.contains("of duplicate, network seed 5"), "{report}");
     assert!(report.lines().count() > 3, "{report}");
 }

@@ -390,11 +390,7 @@ fn select(statement: &mut CachedStatement<'_>) -> Result<Rows, Error> {
     drop(cursor);
 
     Ok(Rows {
-        columns: statement
-            .column_names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect(),
+        columns: statement.column_names().map(str::to_owned).collect(),
         rows: Some(rows),
         num_rows,
     })

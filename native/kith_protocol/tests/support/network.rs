@@ -240,7 +240,7 @@ impl fmt::Debug for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:?} at step {} of {}, seed {}. Before it:",
+            "{:?} at step {} of {}, network seed {}. Before it:",
             self.fault, self.step, self.behaviour, self.seed
         )?;
         self.trace

@@ -1,0 +1,64 @@
+defmodule Kith.Address do
+  @moduledoc """
+  Who a message is from or to: a user and one of their devices.
+
+  Wherever Kith takes an address, `"anna"` means device 1 of the user `"anna"` and `{"anna", 2}`
+  means her second device. A user is a string of 1 to 255 bytes of UTF-8 without a zero byte; a
+  device is an integer from 1 to 127.
+  """
+
+  @max_user_bytes 255
+  @max_device 127
+
+  @typedoc "The application's own identifier of a person, 1 to 255 bytes."
+  @type user :: String.t()
+
+  @typedoc "The number of a device, from 1 to 127."
+  @type device :: 1..127
+
+  @typedoc "A user and a device."
+  @type t :: {user, device}
+
+  @typedoc "What functions take: a user means their device 1."
+  @type given :: user | t
+
+  @doc false
+  defguard is_device(device) when is_integer(device) and device in 1..@max_device
+
+  @doc """
+  Returns the user and the device that an address means.
+
+      iex> Kith.Address.new!("anna")
+      {"anna", 1}
+
+      iex> Kith.Address.new!({"anna", 2})
+      {"anna", 2}
+
+  Raises `ArgumentError` for anything else: an address is the caller's own.
+  """
+  @spec new!(given) :: t
+  def new!(given) do
+    case parse(given) do
+      {:ok, address} ->
+        address
+
+      :error ->
+        raise ArgumentError,
+              "expected a user (1 to 255 bytes of UTF-8 without a zero byte) or {user, device} " <>
+                "with a device from 1 to 127, got: #{inspect(given)}"
+    end
+  end
+
+  @doc false
+  @spec parse(term) :: {:ok, t} | :error
+  def parse({user, device}) when is_device(device) do
+    if user?(user), do: {:ok, {user, device}}, else: :error
+  end
+
+  def parse(user), do: if(user?(user), do: {:ok, {user, 1}}, else: :error)
+
+  defp user?(user) do
+    is_binary(user) and byte_size(user) in 1..@max_user_bytes and String.valid?(user) and
+      not String.contains?(user, <<0>>)
+  end
+end

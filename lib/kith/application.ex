@@ -1,0 +1,14 @@
+defmodule Kith.Application do
+  @moduledoc false
+  use Application
+
+  @impl true
+  def start(_type, _args) do
+    Kith.Telemetry.detect()
+
+    Supervisor.start_link([{Registry, keys: :unique, name: Kith.Registry}],
+      strategy: :one_for_one,
+      name: __MODULE__
+    )
+  end
+end

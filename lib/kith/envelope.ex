@@ -1,0 +1,255 @@
+defmodule Kith.Envelope do
+  @moduledoc """
+  One encrypted message from one device to one device, ready to be stored or sent.
+
+  | field | |
+  | --- | --- |
+  | `from`, `to` | `{user, device}` |
+  | `type` | `:prekey` (starts a session), `:message` (goes on in one), `:self` (a note sealed with the account's key) |
+  | `body` | the bytes of the Signal message, or of the sealed note |
+  | `version` | of the Signal protocol: 3; of the sealed note's format for `:self` |
+  | `session_id` | 16 bytes, known only where the envelope was made: neither form below carries it |
+
+  `body` is exactly what a Signal client makes and reads. The fields around it tell where to deliver
+  it and are not protected: a changed sender or recipient leads to an error in `Kith.decrypt/3`, never to
+  another plaintext.
+
+  ## Forms
+
+  `to_binary/1` and `to_map/1` give the same fields in bytes and in a map of strings and integers that any
+  JSON library takes. Their counterparts parse what a stranger sent: they are strict, take at most
+  128 KiB of body and answer `{:error, %Kith.Error{reason: :malformed}}`.
+
+      format version (1) ‖ type (1) ‖ length of from (1) ‖ from ‖ device (1) ‖
+      length of to (1) ‖ to ‖ device (1) ‖ length of body (4, big-endian) ‖ body
+
+  The format version is 1. The type is 1 for `:message`, 2 for `:self`, 3 for `:prekey`.
+  """
+
+  alias Kith.{Address, Error}
+
+  @format 1
+  @types %{message: 1, self: 2, prekey: 3}
+  @codes Map.new(@types, fn {type, code} -> {code, type} end)
+  @names Map.new(@types, fn {type, _} -> {Atom.to_string(type), type} end)
+
+  # A message of 64 KiB, padded, with the outer fields of a first message and those of version 4,
+  # stays under 70 KiB. The bound keeps a parser from being handed more than twice that.
+  @max_body 131_072
+
+  @enforce_keys [:from, :to, :type, :body, :version]
+  defstruct [:from, :to, :type, :body, :version, :session_id]
+
+  @type type :: :prekey | :message | :self
+
+  @type t :: %__MODULE__{
+          from: Address.t(),
+          to: Address.t(),
+          type: type,
+          body: binary,
+          version: non_neg_integer,
+          session_id: nil | <<_::128>>
+        }
+
+  @doc """
+  Returns an envelope around a message that was made elsewhere, for example by a Signal client.
+
+      iex> envelope = Kith.Envelope.new("anna", {"ben", 2}, :message, <<0x33, 1, 2, 3>>)
+      iex> {envelope.to, envelope.version}
+      {{"ben", 2}, 3}
+
+  Raises `ArgumentError` for a wrong type, an empty body or one over 128 KiB.
+  """
+  @spec new(Address.given(), Address.given(), type, binary) :: t
+  def new(from, to, type, body) do
+    case build(Address.new!(from), Address.new!(to), type, body) do
+      {:ok, envelope} ->
+        envelope
+
+      :error ->
+        raise ArgumentError,
+              "expected a type of :prekey, :message or :self (from and to the same user) and a body of " <>
+                "1 to #{@max_body} bytes, got: #{inspect(type)} and #{size(body)}"
+    end
+  end
+
+  @doc "Returns the envelope in bytes, as in the layout above."
+  @spec to_binary(t) :: binary
+  def to_binary(%__MODULE__{from: {from, from_device}, to: {to, to_device}} = envelope) do
+    <<@format, Map.fetch!(@types, envelope.type), byte_size(from), from::binary, from_device,
+      byte_size(to), to::binary, to_device, byte_size(envelope.body)::32, envelope.body::binary>>
+  end
+
+  @doc """
+  Parses what `to_binary/1` made.
+
+  A format version this release does not know is `:unsupported_version`, anything else that is wrong is
+  `:malformed`.
+  """
+  @spec from_binary(binary) :: {:ok, t} | {:error, Error.t()}
+  def from_binary(
+        <<@format, code, from_size, from::binary-size(from_size), from_device, to_size,
+          to::binary-size(to_size), to_device, size::32, body::binary-size(size)>>
+      ) do
+    with {:ok, from} <- Address.parse({from, from_device}),
+         {:ok, to} <- Address.parse({to, to_device}),
+         {:ok, envelope} <- build(from, to, @codes[code], body) do
+      # A sub-binary would keep the whole packet it came in alive.
+      {:ok, %{envelope | body: :binary.copy(body)}}
+    else
+      :error -> {:error, Error.new(:malformed)}
+    end
+  end
+
+  def from_binary(<<format, _::binary>>) when format != @format,
+    do: {:error, Error.new(:unsupported_version)}
+
+  def from_binary(bytes) when is_binary(bytes), do: {:error, Error.new(:malformed)}
+  def from_binary(other), do: raise(ArgumentError, "expected a binary, got: #{inspect(other)}")
+
+  @doc """
+  Returns the envelope as a map with string keys, the body in Base64.
+
+      iex> Kith.Envelope.to_map(Kith.Envelope.new("anna", "ben", :message, <<0x33, 1, 2, 3>>))
+      %{
+        "format" => 1,
+        "type" => "message",
+        "from" => "anna",
+        "from_device" => 1,
+        "to" => "ben",
+        "to_device" => 1,
+        "body" => "MwECAw=="
+      }
+  """
+  @spec to_map(t) :: %{String.t() => String.t() | integer}
+  def to_map(%__MODULE__{from: {from, from_device}, to: {to, to_device}} = envelope) do
+    %{
+      "format" => @format,
+      "type" => Atom.to_string(envelope.type),
+      "from" => from,
+      "from_device" => from_device,
+      "to" => to,
+      "to_device" => to_device,
+      "body" => Base.encode64(envelope.body)
+    }
+  end
+
+  @doc """
+  Parses what `to_map/1` made, after a trip through JSON. Other keys are ignored.
+  """
+  @spec from_map(map) :: {:ok, t} | {:error, Error.t()}
+  def from_map(%{
+        "format" => @format,
+        "type" => type,
+        "from" => from,
+        "from_device" => from_device,
+        "to" => to,
+        "to_device" => to_device,
+        "body" => body
+      }) do
+    with {:ok, from} <- Address.parse({from, from_device}),
+         {:ok, to} <- Address.parse({to, to_device}),
+         {:ok, body} <- decode(body),
+         {:ok, envelope} <- build(from, to, @names[type], body) do
+      {:ok, envelope}
+    else
+      :error -> {:error, Error.new(:malformed)}
+    end
+  end
+
+  def from_map(%{"format" => format}) when is_integer(format) and format != @format,
+    do: {:error, Error.new(:unsupported_version)}
+
+  def from_map(map) when is_map(map), do: {:error, Error.new(:malformed)}
+  def from_map(other), do: raise(ArgumentError, "expected a map, got: #{inspect(other)}")
+
+  @doc """
+  Returns the fields of a row of `message_encryption`, but for the `message_id` that only the application
+  knows.
+
+  `:session_id` is a UUID in text, or `nil` where the envelope was not made here. `:metadata` has string
+  keys and takes any extra ones.
+
+      iex> Kith.Envelope.metadata(Kith.Envelope.new("anna", "ben", :message, <<0x33, 1, 2, 3>>))
+      %{
+        encrypted: true,
+        protocol: "signal",
+        version: 3,
+        session_id: nil,
+        sender_device_id: 1,
+        metadata: %{
+          "type" => "message",
+          "sender_id" => "anna",
+          "recipient_id" => "ben",
+          "recipient_device_id" => 1,
+          "size" => 4
+        }
+      }
+  """
+  @spec metadata(t, extra :: map) :: map
+  def metadata(%__MODULE__{} = envelope, extra \\ %{}) do
+    {from, from_device} = envelope.from
+    {to, to_device} = envelope.to
+
+    %{
+      encrypted: true,
+      protocol: if(envelope.type == :self, do: "kith", else: "signal"),
+      version: envelope.version,
+      session_id: uuid(envelope.session_id),
+      sender_device_id: from_device,
+      metadata:
+        Map.merge(extra, %{
+          "type" => Atom.to_string(envelope.type),
+          "sender_id" => from,
+          "recipient_id" => to,
+          "recipient_device_id" => to_device,
+          "size" => byte_size(envelope.body)
+        })
+    }
+  end
+
+  @doc false
+  def uuid(nil), do: nil
+
+  def uuid(<<_::128>> = id) do
+    <<a::binary-8, b::binary-4, c::binary-4, d::binary-4, e::binary-12>> =
+      Base.encode16(id, case: :lower)
+
+    Enum.join([a, b, c, d, e], "-")
+  end
+
+  @doc false
+  # Sizes of what a stranger sent are safe to print, the bytes are not.
+  def size(body) when is_binary(body), do: "#{byte_size(body)} bytes"
+  def size(_), do: "no binary"
+
+  # A note goes from a user to themselves by definition; anything else was put together by hand.
+  defp build({from, _}, {to, _}, :self, _body) when from != to, do: :error
+
+  defp build(from, to, type, body)
+       when is_map_key(@types, type) and is_binary(body) and byte_size(body) in 1..@max_body do
+    {:ok, %__MODULE__{from: from, to: to, type: type, body: body, version: version(type, body)}}
+  end
+
+  defp build(_, _, _, _), do: :error
+
+  # Signal writes the version of the message into the high half of its first byte.
+  defp version(:self, <<version, _::binary>>), do: version
+  defp version(_, <<version::4, _::4, _::binary>>), do: version
+
+  # The length is checked first, so that a long string costs nothing.
+  defp decode(text) when is_binary(text) and byte_size(text) <= div(@max_body + 2, 3) * 4,
+    do: Base.decode64(text)
+
+  defp decode(_), do: :error
+
+  defimpl Inspect do
+    def inspect(envelope, _opts) do
+      {from, from_device} = envelope.from
+      {to, to_device} = envelope.to
+
+      "#Kith.Envelope<#{envelope.type} v#{envelope.version} from #{Kernel.inspect(from)}/#{from_device} " <>
+        "to #{Kernel.inspect(to)}/#{to_device}, #{Kith.Envelope.size(envelope.body)}>"
+    end
+  end
+end

@@ -1,0 +1,135 @@
+defmodule Kith.Error do
+  @moduledoc """
+  The one error of Kith: returned in `{:error, error}`, raised by the functions that end in `!`.
+
+  Only `:reason` is public. `Exception.message/1` says what happened and what to do next.
+
+  | reason | what happened | what to do |
+  | --- | --- | --- |
+  | `:session_not_found` | no session with this peer opens or can carry a message | encrypt a message to them, or ask them to send again |
+  | `:duplicate` | the message was opened before | ignore it |
+  | `:tampered` | a MAC, a padding or a signature is wrong | do not show it; log a security event |
+  | `:out_of_sync` | the message is more than 25,000 ahead | `Kith.reset_session/3`, then ask the peer to send again |
+  | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys`, or use the place that holds the private keys |
+  | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
+  | `:unknown_prekey` | the message was made from a prekey that is not held | ask the peer to fetch a fresh bundle and send again |
+  | `:malformed` | the bytes are no message, envelope or bundle | drop them |
+  | `:unsupported_version` | the version is unknown or refused by policy | have the older side upgraded |
+  | `:too_large` | a plaintext, a group or a bundle is over its limit | send less at once |
+  | `:locked` | the account is locked | unlock it |
+  | `:corrupted_state` | a sealed row does not open: damaged, copied or restored | restore the row, or `Kith.reset_session/3` |
+  | `:stale` | others kept changing the same session | call again |
+  | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
+  | `:storage` | the database failed | look at the database; nothing was changed |
+  | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
+  """
+
+  @reasons [
+    :session_not_found,
+    :duplicate,
+    :tampered,
+    :out_of_sync,
+    :key_not_found,
+    :untrusted_identity,
+    :unknown_prekey,
+    :malformed,
+    :unsupported_version,
+    :too_large,
+    :locked,
+    :corrupted_state,
+    :stale,
+    :not_registered,
+    :storage,
+    :panic
+  ]
+
+  @typedoc "Why a call failed. The set is closed."
+  @type reason ::
+          :session_not_found
+          | :duplicate
+          | :tampered
+          | :out_of_sync
+          | :key_not_found
+          | :untrusted_identity
+          | :unknown_prekey
+          | :malformed
+          | :unsupported_version
+          | :too_large
+          | :locked
+          | :corrupted_state
+          | :stale
+          | :not_registered
+          | :storage
+          | :panic
+
+  @typedoc "`:detail` is for people who read logs: never match on it."
+  @type t :: %__MODULE__{reason: reason, detail: nil | String.t()}
+
+  defexception [:reason, :detail]
+
+  @doc "All reasons, in the order of the table above."
+  @spec reasons() :: [reason]
+  def reasons, do: @reasons
+
+  @doc false
+  def new(reason, detail \\ nil) when reason in @reasons,
+    do: %__MODULE__{reason: reason, detail: detail}
+
+  @impl true
+  def exception(reason) when is_atom(reason), do: new(reason)
+  def exception(fields), do: new(Keyword.fetch!(fields, :reason), fields[:detail])
+
+  @impl true
+  def message(%__MODULE__{reason: reason, detail: nil}), do: describe(reason)
+  def message(%__MODULE__{reason: reason, detail: detail}), do: describe(reason) <> ": " <> detail
+
+  defp describe(:session_not_found),
+    do:
+      "no session with this peer opens or can carry a message; encrypt a message to them or ask them to send again"
+
+  defp describe(:duplicate),
+    do: "this message was opened before and its key is gone; ignore it"
+
+  defp describe(:tampered),
+    do: "the message or the keys were changed on the way; do not show it and log a security event"
+
+  defp describe(:out_of_sync),
+    do:
+      "the message is too far ahead of the session; reset the session and ask the peer to send again"
+
+  defp describe(:key_not_found),
+    do:
+      "a key this needs is not here; put the retired key back into :keys, or call where the private keys are"
+
+  defp describe(:untrusted_identity),
+    do:
+      "the identity key of the peer is not the one remembered; compare safety numbers, then trust the new one"
+
+  defp describe(:unknown_prekey),
+    do:
+      "the message was made from a prekey that is not held; ask the peer to fetch a fresh bundle and send again"
+
+  defp describe(:malformed),
+    do: "these bytes are not a message, an envelope or a bundle; drop them"
+
+  defp describe(:unsupported_version),
+    do: "the version of this message is unknown or refused; have the older side upgraded"
+
+  defp describe(:too_large), do: "this is over the limit of what one call takes; send less at once"
+  defp describe(:locked), do: "the account is locked; unlock it first"
+
+  defp describe(:corrupted_state),
+    do:
+      "a sealed row does not open: it was damaged, copied or restored; restore it or reset the session"
+
+  defp describe(:stale), do: "others kept changing the same session; call again"
+
+  defp describe(:not_registered),
+    do: "the user has no keys here; register them or publish their bundle first"
+
+  defp describe(:storage), do: "the database failed and nothing was changed; look at the database"
+
+  defp describe(:panic),
+    do:
+      "the engine failed on this call and nothing was changed; report a bug with the type and sizes of the message"
+end

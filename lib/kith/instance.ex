@@ -1,0 +1,66 @@
+defmodule Kith.Instance do
+  @moduledoc false
+  # What every call needs: the open vault, the database and the limits. Found by name in a registry
+  # for as long as the instance runs.
+
+  alias Kith.{Error, Native, Options, Telemetry}
+  alias Kith.Store.Repo
+
+  @enforce_keys [:name, :repo, :vault, :options]
+  defstruct [:name, :repo, :vault, :options]
+
+  @type t :: %__MODULE__{name: term, repo: term, vault: reference, options: Options.t()}
+
+  @spec fetch!(term) :: t
+  def fetch!(name) do
+    case Registry.lookup(Kith.Registry, {__MODULE__, name}) do
+      [{_pid, instance}] ->
+        instance
+
+      [] ->
+        raise ArgumentError,
+              "no instance of Kith is running under the name #{inspect(name)}; " <>
+                "add it to the children of your supervisor"
+    end
+  end
+
+  @doc """
+  Runs one call in one transaction, repeated while it loses the race for a session.
+
+  `fun` gets the database and returns `{result, records}`; the records are emitted when all of it is durable.
+  """
+  @spec transaction(t, (Repo.repo() -> {result, [Telemetry.record()]})) :: result
+        when result: {:ok, term} | {:error, Error.t()}
+  def transaction(%__MODULE__{repo: repo, options: options} = instance, fun) do
+    case Repo.transaction(repo, options.max_attempts, fn -> {:ok, fun.(repo)} end) do
+      {:ok, {result, records}} ->
+        Telemetry.emit(records)
+        result
+
+      {:error, %Error{reason: :panic, detail: "in the database"}} = error ->
+        Telemetry.panic(instance, :sqlite)
+        error
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  @doc "Calls a native function and reports a panic."
+  @spec native(t, atom, [term]) :: term
+  def native(instance, function, arguments),
+    do: Native |> apply(function, arguments) |> Telemetry.watch(instance, function)
+
+  @doc "Calls a native function that opens or seals: the vault comes first."
+  @spec sealed(t, atom, [term]) :: term
+  def sealed(instance, function, arguments),
+    do: native(instance, function, [instance.vault | arguments])
+
+  @doc false
+  def register(%__MODULE__{name: name} = instance),
+    do: Registry.register(Kith.Registry, {__MODULE__, name}, instance)
+
+  defimpl Inspect do
+    def inspect(instance, _opts), do: "#Kith.Instance<#{Kernel.inspect(instance.name)}>"
+  end
+end

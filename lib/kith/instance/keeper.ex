@@ -1,0 +1,30 @@
+defmodule Kith.Instance.Keeper do
+  @moduledoc false
+  # Makes the instance known under its name once its database is ready, and keeps it known.
+  use GenServer
+
+  alias Kith.{Instance, Migration}
+
+  def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
+
+  @impl true
+  def init({options, vault, repo}) do
+    instance = %Instance{name: options.name, repo: repo, vault: vault, options: options}
+
+    with :ok <- migrated(options, repo),
+         {:ok, _} <- Instance.register(instance) do
+      {:ok, instance}
+    else
+      {:error, reason} -> {:stop, reason}
+    end
+  end
+
+  # The embedded database is ours alone. A repository is migrated by the application that owns it.
+  defp migrated(%{repo: nil}, repo), do: Migration.run(repo)
+  defp migrated(_options, repo), do: Migration.verify(repo)
+
+  # Redacts what a crash report would print.
+  @doc false
+  def format_status(status),
+    do: Map.new(status, fn {key, value} -> {key, if(key == :state, do: :redacted, else: value)} end)
+end

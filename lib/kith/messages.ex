@@ -1,0 +1,438 @@
+defmodule Kith.Messages do
+  @moduledoc false
+  # encrypt, encrypt_group and decrypt: each one transaction, and durable before it answers.
+
+  alias Kith.{Address, Envelope, Error, Instance, Registration, Telemetry}
+  alias Kith.Store.{Prekeys, Sessions}
+
+  # A cold session costs about 400 µs, so this many hold the database for less than half a second.
+  @max_members 1_000
+
+  # The engine may ask for the archive and then for a skipped key.
+  @max_needs 2
+
+  @type results :: %{Address.t() => {:ok, Envelope.t()} | {:error, Error.t()}}
+
+  def encrypt(instance, from, to, plaintext) do
+    metadata = Map.merge(local(instance, from), peer(to))
+
+    Telemetry.span([:kith, :session, :encrypt], metadata, fn ->
+      result = encrypt_one(instance, from, to, plaintext)
+
+      type =
+        case result do
+          {:ok, envelope} -> envelope.type
+          {:error, _} -> nil
+        end
+
+      {result, sizes(plaintext, [result]), Map.put(Telemetry.outcome(result), :type, type)}
+    end)
+  end
+
+  defp encrypt_one(instance, from, to, plaintext) do
+    with :ok <- bounded(instance, plaintext) do
+      if from == to do
+        seal_note(instance, from, plaintext)
+      else
+        with {:ok, %{^to => result}} <- fan_out(instance, from, [to], plaintext), do: result
+      end
+    end
+  end
+
+  def encrypt_group(instance, from, members, plaintext) do
+    Telemetry.span([:kith, :group, :encrypt], local(instance, from), fn ->
+      members = members |> Enum.uniq_by(&elem(&1, 1)) |> Enum.reject(&(elem(&1, 1) == from))
+      result = encrypt_each(instance, from, members, plaintext)
+
+      each =
+        case result do
+          {:ok, results} -> Enum.map(results, &elem(&1, 1))
+          {:error, _} -> []
+        end
+
+      measurements =
+        plaintext
+        |> sizes(each)
+        |> Map.merge(%{recipients: length(members), failed: Enum.count(each, &failed?/1)})
+
+      {result, measurements, Telemetry.outcome(result)}
+    end)
+  end
+
+  defp encrypt_each(instance, from, members, plaintext) do
+    with :ok <- bounded(instance, plaintext),
+         :ok <- bounded_members(members),
+         {:ok, results} <- fan_out(instance, from, Enum.map(members, &elem(&1, 1)), plaintext) do
+      {:ok, Enum.map(members, fn {given, address} -> {given, Map.fetch!(results, address)} end)}
+    end
+  end
+
+  defp seal_note(instance, {user, _} = address, plaintext) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, device} <- Registration.fetch_local(repo, address),
+           {:ok, body} <-
+             native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
+        {{:ok, Envelope.new(address, address, :self, body)}, []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
+  # Sorted, so that two fan-outs lock the rows they share in one order.
+  defp fan_out(instance, from, peers, plaintext) do
+    result =
+      Instance.transaction(instance, fn repo ->
+        case Registration.fetch_local(repo, from) do
+          {:ok, device} ->
+            deliver(instance, repo, {from, device}, Enum.sort(peers), plaintext)
+
+          {:error, error} ->
+            {{:error, error}, []}
+        end
+      end)
+
+    with {:ok, {results, claimed}} <- result do
+      Registration.replenish_low(instance, claimed)
+      {:ok, results}
+    end
+  end
+
+  defp deliver(_instance, _repo, _sender, [], _plaintext), do: {{:ok, {%{}, %{}}}, []}
+
+  defp deliver(instance, repo, {from, device} = sender, peers, plaintext) do
+    now = now()
+    rows = Sessions.fetch_many(repo, from, peers)
+    cold = Enum.filter(peers, &(rows[&1].state == nil))
+    {claimed, claims} = Registration.claim(instance, repo, cold, now)
+
+    {unregistered, ready} =
+      Enum.split_with(peers, &(rows[&1].state == nil and not is_map_key(claimed, &1)))
+
+    {sent, first} = send_to(instance, sender, ready, rows, claimed, plaintext, now)
+
+    # A session nobody answered in for 30 days says :session_not_found: start a new one.
+    unanswered = for {peer, {:error, :session_not_found}} <- sent, peer not in cold, do: peer
+    {reclaimed, more_claims} = Registration.claim(instance, repo, unanswered, now)
+    again = Enum.filter(unanswered, &is_map_key(reclaimed, &1))
+    {resent, second} = send_to(instance, sender, again, rows, reclaimed, plaintext, now)
+
+    claimed = Map.merge(claimed, reclaimed)
+    sent = Map.merge(Map.new(sent), Map.new(resent))
+    write(repo, from, rows, sent, now)
+    released = release(repo, claimed, sent)
+
+    results =
+      sent
+      |> Map.new(fn {peer, result} -> {peer, envelope(from, peer, result)} end)
+      |> Map.merge(Map.new(unregistered, &{&1, {:error, Error.new(:not_registered)}}))
+
+    claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
+    _ = device
+    {{:ok, {results, claimed}}, claims ++ first ++ second}
+  end
+
+  defp send_to(_instance, _sender, [], _rows, _claimed, _plaintext, _now), do: {[], []}
+
+  defp send_to(instance, {{user, number} = from, device}, peers, rows, claimed, plaintext, now) do
+    account = {user, device.data_key}
+
+    local = %{
+      device: number,
+      registration_id: device.registration_id,
+      identity: device.identity
+    }
+
+    recipients =
+      for {peer, peer_device} = address <- peers do
+        bundle = with %{bundle: bundle} <- claimed[address], do: bundle
+        Map.merge(rows[address], %{user: peer, device: peer_device, bundle: bundle})
+      end
+
+    call = fn ->
+      native(instance, :session_encrypt, [account, local, recipients, plaintext, now])
+    end
+
+    # The sessions of one fan-out are established in one native call: one span with their number.
+    {result, records} =
+      if Enum.any?(recipients, & &1.bundle),
+        do: establishing(instance, from, :initiator, call),
+        else: {call.(), []}
+
+    case result do
+      {:ok, results} -> {Enum.zip(peers, results), records}
+      {:error, error} -> raise error
+    end
+  end
+
+  defp establishing(instance, from, role, call) do
+    metadata = Map.put(local(instance, from), :role, role)
+
+    {result, record} =
+      Telemetry.record([:kith, :session, :establish], metadata, call, fn
+        {:ok, results} when is_list(results) ->
+          sessions = Enum.count(results, &match?({:ok, %{established: true}}, &1))
+          {%{sessions: sessions}, established_outcome(results, sessions)}
+
+        {:ok, %{established: established}} ->
+          {%{sessions: if(established, do: 1, else: 0)}, %{result: :ok, reason: nil}}
+
+        result ->
+          {%{sessions: 0}, Telemetry.outcome(result)}
+      end)
+
+    {result, [record]}
+  end
+
+  # Nothing established is a failure of the whole; otherwise each recipient has its own result.
+  defp established_outcome(results, 0) do
+    case Enum.find(results, &match?({:error, _}, &1)) do
+      nil -> %{result: :ok, reason: nil}
+      error -> Telemetry.outcome(error)
+    end
+  end
+
+  defp established_outcome(_results, _sessions), do: %{result: :ok, reason: nil}
+
+  defp write(repo, from, rows, sent, now) do
+    done = for {peer, {:ok, result}} <- Enum.sort(sent), do: {peer, result}
+
+    sessions =
+      for {peer, result} <- done do
+        row = rows[peer]
+        {peer, row.generation + 1, result.state, result.identity || row.identity}
+      end
+
+    if Sessions.put(repo, from, sessions, now) != length(sessions), do: raise(Error.new(:stale))
+
+    archived = for {peer, %{archived: {_, _, _} = archived}} <- done, do: {peer, archived}
+    Sessions.insert_archived(repo, from, archived)
+  end
+
+  # A prekey claimed for a message that was not made goes back.
+  defp release(repo, claimed, sent) do
+    for {address, %{bundle: %{prekey: prekey}}} <- claimed,
+        match?({:error, _}, Map.get(sent, address)) do
+      with {id, _public_key} <- prekey, do: Prekeys.release(repo, address, id)
+      address
+    end
+  end
+
+  defp envelope(from, to, {:ok, result}) do
+    {:ok,
+     %Envelope{
+       from: from,
+       to: to,
+       type: result.type,
+       body: result.body,
+       version: result.version,
+       session_id: result.session_id
+     }}
+  end
+
+  defp envelope(_from, _to, {:error, reason}), do: {:error, Error.new(reason)}
+
+  def decrypt(instance, to, given) do
+    parsed = parse(given)
+
+    metadata =
+      case parsed do
+        {:ok, envelope} -> Map.put(peer(envelope.from), :type, envelope.type)
+        {:error, _} -> %{peer_id: nil, peer_device_id: nil, type: nil}
+      end
+
+    Telemetry.span(
+      [:kith, :session, :decrypt],
+      Map.merge(local(instance, to), metadata),
+      fn ->
+        result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope)
+        plaintext = with {:ok, plaintext} <- result, do: plaintext
+        {result, sizes(plaintext, [parsed]), Telemetry.outcome(result)}
+      end
+    )
+  end
+
+  defp parse(%Envelope{} = envelope), do: {:ok, envelope}
+  defp parse(bytes) when is_binary(bytes), do: Envelope.from_binary(bytes)
+
+  defp parse(_other),
+    do: raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
+
+  defp open(_instance, to, %Envelope{to: other}) when other != to,
+    do: {:error, Error.new(:malformed, "the envelope is addressed to another device")}
+
+  defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, device} <- Registration.fetch_local(repo, to) do
+        {native(instance, :self_open, [{user, device.data_key}, envelope.body]), []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
+  defp open(instance, to, envelope) do
+    # A stranger's bytes are looked at before the database is held.
+    with {:ok, header} <- inspect_message(instance, envelope) do
+      Instance.transaction(instance, fn repo ->
+        case Registration.fetch_local(repo, to) do
+          {:ok, device} -> receive_in(instance, repo, {to, device}, envelope, header)
+          {:error, error} -> {{:error, error}, []}
+        end
+      end)
+    end
+  end
+
+  defp receive_in(instance, repo, {to, device}, envelope, header) do
+    now = now()
+    {peer, peer_device} = from = envelope.from
+    session = Sessions.fetch(repo, to, from)
+    {prekey, signed_prekey} = private_halves(instance, repo, to, header, now)
+
+    parts =
+      Map.merge(session, %{
+        user: peer,
+        device: peer_device,
+        archive: if(envelope.type == :prekey, do: Sessions.archive(repo, to, from)),
+        skipped: nil,
+        prekey: prekey,
+        signed_prekey: signed_prekey
+      })
+
+    call = fn ->
+      step(instance, repo, {to, device}, envelope, header, parts, now, @max_needs)
+    end
+
+    {result, records} =
+      if envelope.type == :prekey,
+        do: establishing(instance, to, :responder, call),
+        else: {call.(), []}
+
+    case result do
+      {:ok, opened} ->
+        commit(repo, to, from, session, opened, now)
+        {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
+
+      {:error, error} ->
+        {{:error, error}, []}
+    end
+  end
+
+  defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: {nil, nil}
+
+  defp private_halves(instance, repo, to, header, now) do
+    used_after = now - instance.options.prekey_grace_period * 1_000
+    Prekeys.private_halves(repo, to, header.prekey_id, header.signed_prekey_id, used_after)
+  end
+
+  defp step(instance, repo, {{user, number} = to, device}, envelope, header, parts, now, needs) do
+    local = %{
+      device: number,
+      registration_id: device.registration_id,
+      identity: device.identity
+    }
+
+    message = {envelope.type, envelope.body}
+    account = {user, device.data_key}
+
+    case native(instance, :session_decrypt, [account, local, parts, message, now]) do
+      {:need, wanted} when needs > 0 ->
+        parts = Enum.reduce(wanted, parts, &load(&1, &2, repo, to, envelope.from, header))
+        step(instance, repo, {to, device}, envelope, header, parts, now, needs - 1)
+
+      # All that there is was given.
+      {:need, _} ->
+        {:error, Error.new(:corrupted_state)}
+
+      result ->
+        result
+    end
+  end
+
+  defp load(:archive, parts, repo, to, from, _header),
+    do: %{parts | archive: Sessions.archive(repo, to, from)}
+
+  defp load(:skipped, parts, repo, to, from, header) do
+    skipped = Sessions.skipped(repo, to, from, header.ratchet_key, header.counter)
+    %{parts | skipped: skipped}
+  end
+
+  defp commit(repo, to, from, session, opened, now) do
+    with {_, _} = base_key <- opened.base_key do
+      if Prekeys.insert_base_key(repo, to, base_key, now) == 0, do: raise(Error.new(:duplicate))
+    end
+
+    identity = opened.identity || session.identity
+    row = {from, session.generation + 1, opened.state, identity}
+    if Sessions.put(repo, to, [row], now) != 1, do: raise(Error.new(:stale))
+
+    if opened.prekey_used, do: Prekeys.mark_used(repo, to, opened.prekey_used, now)
+
+    if opened.promoted, do: Sessions.delete_archived(repo, to, from, opened.promoted)
+    if opened.archived, do: Sessions.insert_archived(repo, to, [{from, opened.archived}])
+
+    for session_id <- opened.archive_dropped do
+      Sessions.delete_archived(repo, to, from, session_id)
+      Sessions.delete_skipped_of_session(repo, to, from, session_id)
+    end
+
+    skipped(repo, to, from, opened)
+  end
+
+  # What was used or is over goes first, then new keys come, and only then the oldest of all are evicted.
+  defp skipped(repo, to, from, %{session_id: session_id} = opened) do
+    if opened.skipped_removed,
+      do: Sessions.delete_skipped(repo, to, from, session_id, opened.skipped_removed)
+
+    for ratchet_key <- opened.chains_dropped,
+        do: Sessions.delete_skipped_of_chain(repo, to, from, session_id, ratchet_key)
+
+    Sessions.insert_skipped(repo, to, from, session_id, opened.skipped_added)
+
+    for evicted <- opened.skipped_evicted,
+        do: Sessions.evict_skipped(repo, to, from, session_id, evicted)
+
+    :ok
+  end
+
+  defp inspect_message(instance, %Envelope{type: type, body: body}) do
+    with {:error, reason} <- Instance.native(instance, :message_inspect, [type, body]),
+         do: {:error, Error.new(reason)}
+  end
+
+  # Reasons of the native library become errors here, and nowhere below.
+  defp native(instance, function, arguments) do
+    with {:error, reason} <- Instance.sealed(instance, function, arguments),
+         do: {:error, Error.new(reason)}
+  end
+
+  defp bounded(instance, plaintext) do
+    if byte_size(plaintext) <= instance.options.max_plaintext,
+      do: :ok,
+      else: {:error, Error.new(:too_large)}
+  end
+
+  defp bounded_members(members) do
+    if length(members) <= @max_members, do: :ok, else: {:error, Error.new(:too_large)}
+  end
+
+  defp sizes(plaintext, results) do
+    %{
+      plaintext_size: if(is_binary(plaintext), do: byte_size(plaintext), else: 0),
+      message_size:
+        Enum.reduce(results, 0, fn
+          {:ok, %Envelope{body: body}}, size -> size + byte_size(body)
+          _, size -> size
+        end)
+    }
+  end
+
+  defp failed?(result), do: match?({:error, _}, result)
+
+  defp local(instance, {user, device}),
+    do: %{instance: instance.name, user_id: user, device_id: device}
+
+  defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
+
+  defp now, do: System.system_time(:millisecond)
+end

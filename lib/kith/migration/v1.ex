@@ -1,0 +1,113 @@
+defmodule Kith.Migration.V1 do
+  @moduledoc false
+  # Times are milliseconds since 1970. What ends in _encrypted, and every data_key, state, identity and
+  # message_key, is sealed by the vault.
+
+  def up(bytes) do
+    [
+      """
+      CREATE TABLE signal_accounts (
+        user_id TEXT NOT NULL PRIMARY KEY,
+        data_key #{bytes} NOT NULL,
+        created_at BIGINT NOT NULL
+      )
+      """,
+      """
+      CREATE TABLE signal_identity_keys (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        registration_id BIGINT NOT NULL,
+        public_key #{bytes} NOT NULL,
+        private_key_encrypted #{bytes},
+        next_prekey_id BIGINT NOT NULL,
+        created_at BIGINT NOT NULL,
+        PRIMARY KEY (user_id, device_id)
+      )
+      """,
+      """
+      CREATE TABLE signal_prekeys (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        kind TEXT NOT NULL,
+        prekey_id BIGINT NOT NULL,
+        public_key #{bytes} NOT NULL,
+        signature #{bytes},
+        private_key_encrypted #{bytes},
+        claimed_at BIGINT,
+        used_at BIGINT,
+        created_at BIGINT NOT NULL,
+        PRIMARY KEY (user_id, device_id, kind, prekey_id)
+      )
+      """,
+      # The next key to hand out is found without walking over those that were.
+      """
+      CREATE INDEX signal_prekeys_stock ON signal_prekeys (user_id, device_id, prekey_id)
+        WHERE kind = 'one_time' AND claimed_at IS NULL AND used_at IS NULL
+      """,
+      """
+      CREATE TABLE signal_sessions (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        peer_id TEXT NOT NULL,
+        peer_device_id BIGINT NOT NULL,
+        generation BIGINT NOT NULL,
+        state #{bytes},
+        identity #{bytes},
+        created_at BIGINT NOT NULL,
+        updated_at BIGINT NOT NULL,
+        PRIMARY KEY (user_id, device_id, peer_id, peer_device_id)
+      )
+      """,
+      "CREATE INDEX signal_sessions_peer ON signal_sessions (peer_id, peer_device_id)",
+      """
+      CREATE TABLE signal_archived_sessions (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        peer_id TEXT NOT NULL,
+        peer_device_id BIGINT NOT NULL,
+        session_id #{bytes} NOT NULL,
+        position BIGINT NOT NULL,
+        state #{bytes} NOT NULL,
+        PRIMARY KEY (user_id, device_id, peer_id, peer_device_id, session_id)
+      )
+      """,
+      """
+      CREATE TABLE signal_skipped_keys (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        peer_id TEXT NOT NULL,
+        peer_device_id BIGINT NOT NULL,
+        session_id #{bytes} NOT NULL,
+        ratchet_key #{bytes} NOT NULL,
+        counter BIGINT NOT NULL,
+        message_key #{bytes} NOT NULL,
+        PRIMARY KEY (user_id, device_id, peer_id, peer_device_id, session_id, ratchet_key, counter)
+      )
+      """,
+      """
+      CREATE TABLE signal_base_keys (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        base_key_hash #{bytes} NOT NULL,
+        signed_prekey_id BIGINT NOT NULL,
+        created_at BIGINT NOT NULL,
+        PRIMARY KEY (user_id, device_id, base_key_hash)
+      )
+      """,
+      # The application's own: it writes a row per message from Kith.Envelope.metadata/2.
+      """
+      CREATE TABLE IF NOT EXISTS message_encryption (
+        message_id TEXT NOT NULL PRIMARY KEY,
+        encrypted BOOLEAN NOT NULL,
+        protocol TEXT NOT NULL DEFAULT 'signal',
+        version BIGINT NOT NULL,
+        session_id TEXT,
+        sender_device_id BIGINT NOT NULL,
+        metadata TEXT NOT NULL DEFAULT '{}'
+      )
+      """,
+      "CREATE INDEX IF NOT EXISTS message_encryption_session_id ON message_encryption (session_id)",
+      "CREATE INDEX IF NOT EXISTS message_encryption_protocol ON message_encryption (protocol)"
+    ]
+  end
+end

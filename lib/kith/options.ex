@@ -1,0 +1,264 @@
+defmodule Kith.Options do
+  @moduledoc """
+  The options of an instance, checked once when it starts.
+
+  They come from three places, the later ones winning: `use Kith`, the application's environment under the
+  module's name, and the child specification.
+
+  ## Which keys open the database
+
+    * `:keys` (required) - the key-encryption keys:
+      `[current: {"2026-11", {:env, "KITH_KEY"}}, retired: [{"2025-01", {:file, "/etc/app/old.key"}}]]`.
+      New data keys are wrapped with the current key; retired ones still open what they wrapped. The name of
+      a key, 1 to 64 printable ASCII characters, is written beside what it wraps: it must never change its
+      meaning. A source is
+
+        * `{:env, name}` - an environment variable with 32 bytes in Base64, as `mix kith.gen.key` prints;
+        * `{:file, path}` - the same in a file that only its owner may read (mode `0600`);
+        * `{:key, <<_::256>>}` - the bytes themselves. They then lie in the memory of the VM, and in the
+          options of the supervisor: for tests.
+
+      The first two are read by the native library and never become an Elixir term.
+
+  ## Where the rows are
+
+    * `:database` - the path of the embedded SQLite database, created when missing. Default `"kith.db"` in
+      the working directory.
+    * `:repo` - instead of `:database`, an Ecto repository on PostgreSQL, or any module with `query/3` and
+      `transaction/2` of the same shape.
+    * `:synchronous` - `:full` (default) or `:normal`, for the embedded database. With `:normal` a power cut
+      may undo the last commits, and with them a ratchet step whose ciphertext is already out: that
+      message key would be used twice. A crash of the VM alone is safe with both.
+
+  ## Limits
+
+    * `:one_time_prekeys` - how many are made at registration and filled up to, 1 to 1,000. Default 100.
+    * `:replenish_below` - new ones are made when fewer than this remain after a claim. Default 20.
+    * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
+      from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
+      sooner. Default 604,800 (7 days).
+    * `:max_plaintext` - bytes of one plaintext, at most and by default 65,536.
+    * `:max_attempts` - how often a call that lost the race for a session is tried before `:stale`.
+      Default 5.
+
+  ## Other
+
+    * `:name` - any term. `Kith` by default; a module that says `use Kith` is its own name.
+  """
+
+  alias Kith.Validation
+
+  @derive {Inspect, except: [:keys]}
+  defstruct name: Kith,
+            keys: nil,
+            database: "kith.db",
+            repo: nil,
+            synchronous: :full,
+            one_time_prekeys: 100,
+            replenish_below: 20,
+            prekey_grace_period: 604_800,
+            max_plaintext: 65_536,
+            max_attempts: 5
+
+  @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
+
+  @type t :: %__MODULE__{
+          name: term,
+          keys: keyword,
+          database: Path.t(),
+          repo: nil | module,
+          synchronous: :full | :normal,
+          one_time_prekeys: 1..1000,
+          replenish_below: 0..1000,
+          prekey_grace_period: non_neg_integer,
+          max_plaintext: pos_integer,
+          max_attempts: pos_integer
+        }
+
+  @doc """
+  Returns the options as a struct, or says what is wrong with them.
+
+  Tests of an application check their production options with it.
+
+      iex> Kith.Options.new(keys: [current: {"2026", {:env, "KITH_KEY"}}], one_time_prekey: 10)
+      {:error, "unknown option :one_time_prekey, did you mean :one_time_prekeys?"}
+
+      iex> Kith.Options.new(database: "kith.db")
+      {:error, "expected :keys to be given, for example [current: {\\"2026\\", {:env, \\"KITH_KEY\\"}}]"}
+  """
+  @spec new(keyword) :: {:ok, t} | {:error, String.t()}
+  def new(options) do
+    with :ok <- Validation.validate(options, schema()),
+         :ok <- one_store(options),
+         :ok <- keys_given(options),
+         struct = struct!(__MODULE__, options),
+         :ok <- threshold(struct) do
+      {:ok, struct}
+    end
+  end
+
+  @doc "Same as `new/1`, raising `ArgumentError`."
+  @spec new!(keyword) :: t
+  def new!(options) do
+    case new(options) do
+      {:ok, options} -> options
+      {:error, message} -> raise ArgumentError, message
+    end
+  end
+
+  @doc false
+  # Options of `use`, then the environment of the application, then the child specification.
+  def merge(module, used, given) do
+    environment =
+      case used[:otp_app] do
+        nil -> []
+        otp_app -> Application.get_env(otp_app, module, [])
+      end
+
+    used
+    |> Keyword.delete(:otp_app)
+    |> Keyword.merge(environment)
+    |> Keyword.merge(given)
+    |> Keyword.put(:name, module)
+  end
+
+  @doc false
+  # A supervisor prints the arguments of a child that fails; a function prints as a function.
+  def veil(options) when is_list(options) do
+    case Keyword.keyword?(options) and options[:keys] do
+      keys when is_list(keys) -> Keyword.put(options, :keys, veil_keys(keys))
+      _ -> options
+    end
+  end
+
+  def veil(options), do: options
+
+  @doc false
+  # {current id, [{id, source}]} as the vault takes them.
+  def key_sources(%__MODULE__{keys: keys}) do
+    {current, _} = keys[:current]
+    all = [keys[:current] | keys[:retired] || []]
+    {current, Enum.map(all, fn {id, source} -> {id, unveil(source)} end)}
+  end
+
+  defp veil_keys(keys) do
+    Enum.map(keys, fn
+      {:current, named} -> {:current, veil_named(named)}
+      {:retired, list} when is_list(list) -> {:retired, Enum.map(list, &veil_named/1)}
+      other -> other
+    end)
+  end
+
+  defp veil_named({id, {:key, bytes}}) when is_binary(bytes), do: {id, {:key, fn -> bytes end}}
+  defp veil_named(other), do: other
+
+  defp unveil({:key, fun}) when is_function(fun, 0), do: {:key, fun.()}
+  defp unveil(source), do: source
+
+  defp schema do
+    [
+      name: :any,
+      keys: {:custom, &keys/1},
+      database: :text,
+      repo: {:module, [query: 3, transaction: 2]},
+      synchronous: {:one_of, [:full, :normal]},
+      one_time_prekeys: {:integer, 1..1000},
+      replenish_below: {:integer, 0..1000},
+      prekey_grace_period: {:integer, 0..31_536_000},
+      max_plaintext: {:integer, 1..65_536},
+      max_attempts: {:integer, 1..100}
+    ]
+  end
+
+  defp one_store(options) do
+    if Keyword.has_key?(options, :repo) and Keyword.has_key?(options, :database),
+      do: {:error, "expected either :repo or :database, got both"},
+      else: :ok
+  end
+
+  defp keys_given(options) do
+    if Keyword.has_key?(options, :keys),
+      do: :ok,
+      else:
+        {:error,
+         ~s(expected :keys to be given, for example [current: {"2026", {:env, "KITH_KEY"}}])}
+  end
+
+  defp threshold(%{replenish_below: below, one_time_prekeys: target}) when below > target,
+    do:
+      {:error,
+       "expected :replenish_below to be at most :one_time_prekeys (#{target}), got: #{below}"}
+
+  defp threshold(_), do: :ok
+
+  # No message below prints a value: a key may stand in any place by mistake.
+  defp keys(keys) do
+    cond do
+      not Keyword.keyword?(keys) ->
+        {:error, "expected :keys to be a keyword list with :current and :retired"}
+
+      unknown = Enum.find(Keyword.keys(keys), &(&1 not in [:current, :retired])) ->
+        {:error, "expected :keys to have :current and :retired only, got: #{inspect(unknown)}"}
+
+      not Keyword.has_key?(keys, :current) ->
+        {:error, "expected :keys to have a :current key, {id, source}"}
+
+      not is_list(keys[:retired] || []) ->
+        {:error, "expected :retired in :keys to be a list of {id, source}"}
+
+      true ->
+        named(keys)
+    end
+  end
+
+  defp named(keys) do
+    retired = keys[:retired] || []
+
+    checked =
+      [{":current", keys[:current]} | Enum.map(retired, &{"each of :retired", &1})]
+      |> Enum.reduce_while(:ok, fn {place, key}, :ok ->
+        case key(place, key) do
+          :ok -> {:cont, :ok}
+          error -> {:halt, error}
+        end
+      end)
+
+    with :ok <- checked do
+      ids = Enum.map([keys[:current] | retired], &elem(&1, 0))
+
+      case ids -- Enum.uniq(ids) do
+        [] -> :ok
+        [id | _] -> {:error, "expected the ids in :keys to differ, got twice: #{inspect(id)}"}
+      end
+    end
+  end
+
+  defp key(place, {id, source}) do
+    if key_id?(id),
+      do: source(place, id, source),
+      else:
+        {:error,
+         "expected the id of #{place} in :keys to be 1 to 64 printable ASCII characters without spaces"}
+  end
+
+  defp key(place, _), do: {:error, "expected #{place} in :keys to be {id, source}"}
+
+  defp source(_place, _id, {:env, name}) when is_binary(name) and name != "", do: :ok
+  defp source(_place, _id, {:file, path}) when is_binary(path) and path != "", do: :ok
+  defp source(_place, _id, {:key, <<_::256>>}), do: :ok
+  defp source(_place, _id, {:key, fun}) when is_function(fun, 0), do: :ok
+
+  defp source(place, id, {:key, _}),
+    do: {:error, "expected the key #{inspect(id)} (#{place} in :keys) to be 32 bytes"}
+
+  defp source(place, id, _),
+    do:
+      {:error,
+       "expected the source of #{inspect(id)} (#{place} in :keys) to be {:env, name}, {:file, path} or " <>
+         "{:key, 32 bytes}"}
+
+  defp key_id?(id) do
+    is_binary(id) and byte_size(id) in 1..64 and
+      Enum.all?(:binary.bin_to_list(id), &(&1 in 0x21..0x7E))
+  end
+end

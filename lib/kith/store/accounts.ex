@@ -1,0 +1,153 @@
+defmodule Kith.Store.Accounts do
+  @moduledoc false
+  # signal_accounts and signal_identity_keys: who has keys here.
+
+  alias Kith.Address
+  alias Kith.Store.{Repo, SQL}
+
+  @type device :: %{
+          data_key: nil | binary,
+          registration_id: non_neg_integer,
+          public_key: binary,
+          identity: nil | binary,
+          next_prekey_id: pos_integer
+        }
+
+  @doc "The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere."
+  @spec device(Repo.repo(), Address.t()) :: nil | device
+  def device(repo, {user, device}) do
+    sql = """
+    SELECT a.data_key, i.registration_id, i.public_key, i.private_key_encrypted, i.next_prekey_id
+    FROM signal_identity_keys i LEFT JOIN signal_accounts a ON a.user_id = i.user_id
+    WHERE i.user_id = $1 AND i.device_id = $2
+    """
+
+    case Repo.rows(repo, sql, [user, device]) do
+      [] ->
+        nil
+
+      [[data_key, registration_id, public_key, identity, next_prekey_id]] ->
+        %{
+          data_key: data_key,
+          registration_id: registration_id,
+          public_key: public_key,
+          identity: identity,
+          next_prekey_id: next_prekey_id
+        }
+    end
+  end
+
+  @doc "The wrapped data key of a user."
+  @spec data_key(Repo.repo(), Address.user()) :: nil | binary
+  def data_key(repo, user) do
+    case Repo.rows(repo, "SELECT data_key FROM signal_accounts WHERE user_id = $1", [user]) do
+      [] -> nil
+      [[data_key]] -> data_key
+    end
+  end
+
+  @doc "Keeps the data key that is there, should another process have been faster."
+  def insert_account(repo, user, data_key, now) do
+    sql = """
+    INSERT INTO signal_accounts (user_id, data_key, created_at) VALUES ($1, $2, $3)
+    ON CONFLICT (user_id) DO NOTHING
+    """
+
+    Repo.execute(repo, sql, [user, {:blob, data_key}, now])
+  end
+
+  @doc "Returns how many rows were inserted: 0 when the device is there already."
+  def insert_device(repo, {user, device}, fields, now) do
+    sql = """
+    INSERT INTO signal_identity_keys
+      (user_id, device_id, registration_id, public_key, private_key_encrypted, next_prekey_id, created_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (user_id, device_id) DO NOTHING
+    """
+
+    Repo.execute(repo, sql, [
+      user,
+      device,
+      fields.registration_id,
+      {:blob, fields.public_key},
+      fields.identity && {:blob, fields.identity},
+      fields.next_prekey_id,
+      now
+    ])
+  end
+
+  def update_published(repo, {user, device}, registration_id, public_key) do
+    sql = """
+    UPDATE signal_identity_keys SET registration_id = $3, public_key = $4
+    WHERE user_id = $1 AND device_id = $2 AND private_key_encrypted IS NULL
+    """
+
+    Repo.execute(repo, sql, [user, device, registration_id, {:blob, public_key}])
+  end
+
+  @doc "Moves the next prekey id on. Returns 0 when another process moved it first."
+  def reserve_prekey_ids(repo, {user, device}, from, to) do
+    sql = """
+    UPDATE signal_identity_keys SET next_prekey_id = $4
+    WHERE user_id = $1 AND device_id = $2 AND next_prekey_id = $3
+    """
+
+    Repo.execute(repo, sql, [user, device, from, to])
+  end
+
+  @doc "Deletes a device with all that belongs to it, and the user's data key with the last one."
+  def delete_device(repo, {user, device}) do
+    deleted =
+      Repo.execute(
+        repo,
+        "DELETE FROM signal_identity_keys WHERE user_id = $1 AND device_id = $2",
+        [user, device]
+      )
+
+    for table <- ~w(signal_prekeys signal_sessions signal_archived_sessions signal_skipped_keys
+                    signal_base_keys) do
+      Repo.execute(repo, "DELETE FROM #{table} WHERE user_id = $1 AND device_id = $2", [
+        user,
+        device
+      ])
+    end
+
+    sql = """
+    DELETE FROM signal_accounts WHERE user_id = $1
+      AND NOT EXISTS (SELECT 1 FROM signal_identity_keys WHERE user_id = $2)
+    """
+
+    Repo.execute(repo, sql, [user, user])
+    deleted
+  end
+
+  @doc "Registration ids, identity keys and newest signed prekeys of many devices, by address."
+  @spec bundles(Repo.repo(), [Address.t()]) :: %{Address.t() => map}
+  def bundles(repo, addresses) do
+    users = addresses |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
+
+    sql = """
+    SELECT i.user_id, i.device_id, i.registration_id, i.public_key,
+      CASE WHEN i.private_key_encrypted IS NULL THEN 0 ELSE 1 END,
+      p.prekey_id, p.public_key, p.signature
+    FROM signal_identity_keys i
+    JOIN signal_prekeys p
+      ON p.user_id = i.user_id AND p.device_id = i.device_id AND p.kind = 'signed'
+    WHERE i.user_id IN (#{SQL.list(1, length(users))})
+    ORDER BY p.created_at, p.prekey_id
+    """
+
+    # The newest comes last and stays.
+    for [user, device, registration_id, identity_key, local, id, public_key, signature] <-
+          Repo.rows(repo, sql, users),
+        into: %{} do
+      {{user, device},
+       %{
+         local: local == 1,
+         registration_id: registration_id,
+         identity_key: identity_key,
+         signed_prekey: {id, public_key, signature}
+       }}
+    end
+  end
+end

@@ -1,0 +1,51 @@
+defmodule Kith.Supervisor do
+  @moduledoc false
+  # One instance: its database, the keeper of its name, the process that makes prekeys.
+  use Supervisor
+
+  alias Kith.{Instance, Native, Options, Replenisher}
+
+  def start_link(given) do
+    options = Options.new!(given)
+    vault = open_vault!(options)
+    # The keys themselves are in the vault now.
+    options = %{options | keys: :in_vault}
+
+    Supervisor.start_link(__MODULE__, {options, vault},
+      name: {:via, Registry, {Kith.Registry, {__MODULE__, options.name}}}
+    )
+  end
+
+  @impl true
+  def init({%Options{repo: nil} = options, vault}) do
+    database = {:via, Registry, {Kith.Registry, {Kith.SQLite, options.name}}}
+
+    # rest_for_one: a keeper must not offer the handle of a database that was started anew.
+    Supervisor.init(
+      [
+        {Kith.SQLite,
+         path: options.database, synchronous: options.synchronous, name: database},
+        {Instance.Keeper, {options, vault, Kith.SQLite.handle(database)}},
+        {Replenisher, options.name}
+      ],
+      strategy: :rest_for_one
+    )
+  end
+
+  def init({options, vault}) do
+    Supervisor.init(
+      [{Instance.Keeper, {options, vault, options.repo}}, {Replenisher, options.name}],
+      strategy: :rest_for_one
+    )
+  end
+
+  defp open_vault!(options) do
+    {current, sources} = Options.key_sources(options)
+
+    case Native.vault_open(current, sources) do
+      {:ok, vault} -> vault
+      {:error, {:invalid, message}} -> raise ArgumentError, "the keys in :keys do not open: " <> message
+      {:error, reason} -> raise ArgumentError, "the keys in :keys do not open: #{inspect(reason)}"
+    end
+  end
+end

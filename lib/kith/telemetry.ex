@@ -1,0 +1,194 @@
+defmodule Kith.Telemetry do
+  @moduledoc """
+  The events of Kith, for `:telemetry.attach/4`.
+
+  This page is a contract: events and keys are added, never renamed or taken away. `:telemetry` is
+  optional; without it nothing is emitted and nothing else changes.
+
+  | event | measurements | metadata |
+  | --- | --- | --- |
+  | `[:kith, :session, :encrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :session, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason`, `type` |
+  | `[:kith, :session, :encrypt, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :session, :decrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `type` |
+  | `[:kith, :session, :decrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason` |
+  | `[:kith, :session, :decrypt, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :session, :establish, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `role` |
+  | `[:kith, :session, :establish, :stop]` | `monotonic_time`, `duration`, `sessions` | the same, `result`, `reason` |
+  | `[:kith, :group, :encrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :group, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size`, `recipients`, `failed` | the same, `result`, `reason` |
+  | `[:kith, :group, :encrypt, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :prekeys, :generate, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :prekeys, :generate, :stop]` | `monotonic_time`, `duration`, `count` | the same, `result`, `reason` |
+  | `[:kith, :prekeys, :claim, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining` | the same, `result`, `reason` |
+  | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
+
+  ## Measurements
+
+  `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
+  `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
+  together; both are 0 where there is none. `recipients` counts those addressed, `failed` those of
+  them that got an error. `sessions` counts the sessions established. `count` is how many prekeys were
+  made, how many one-time prekeys were handed out (0 when the user has none left), or how many panics.
+  `remaining` is the stock after the claim.
+
+  ## Metadata
+
+  `instance` is the name of the instance. `user_id` and `device_id` say whose keys did the work (in a claim:
+  whose prekey it is), `peer_id` and `peer_device_id` the other side. `result` is `:ok` or `:error`; `reason`
+  is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
+  `role` is `:initiator` or `:responder`. `function` is the name of the native function. There is
+  never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
+  the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
+  span share `telemetry_span_context`.
+
+  ## Order
+
+  `:establish`, `:generate` and `:claim` are emitted once their transaction is committed, with the times at
+  which they happened; what was rolled back is not reported. A handler never runs while the database is held.
+  """
+
+  # Telemetry is optional: it is looked for when the application starts.
+  @compile {:no_warn_undefined, :telemetry}
+
+  alias Kith.{Error, Instance}
+
+  @typedoc false
+  # What happened inside a transaction, kept until it is committed.
+  @type record :: {[atom], started :: integer, finished :: integer, map, map, map}
+
+  @doc false
+  def detect, do: :persistent_term.put(__MODULE__, Code.ensure_loaded?(:telemetry))
+
+  @doc false
+  def available?, do: :persistent_term.get(__MODULE__, false)
+
+  @doc false
+  # `fun` returns {result, measurements, metadata of :stop}.
+  @spec span([atom], map, (() -> {result, map, map})) :: result when result: term
+  def span(event, metadata, fun) do
+    if available?() do
+      emitted_span(event, Map.put(metadata, :telemetry_span_context, make_ref()), fun)
+    else
+      {result, _, _} = fun.()
+      result
+    end
+  end
+
+  # As :telemetry.span/3, but for the exception: its reason and stack trace may hold the plaintext a
+  # function was called with, so handlers, and whoever prints the crash, get them without arguments.
+  defp emitted_span(event, metadata, fun) do
+    started = System.monotonic_time()
+    start(event, started, System.system_time(), metadata)
+
+    try do
+      {result, measurements, more} = fun.()
+      stop(event, started, System.monotonic_time(), measurements, Map.merge(metadata, more))
+      result
+    catch
+      kind, reason ->
+        finished = System.monotonic_time()
+        stacktrace = Enum.map(__STACKTRACE__, &without_arguments/1)
+
+        :telemetry.execute(
+          event ++ [:exception],
+          %{duration: finished - started, monotonic_time: finished},
+          Map.merge(metadata, %{kind: kind, reason: name(kind, reason), stacktrace: stacktrace})
+        )
+
+        :erlang.raise(kind, reason, stacktrace)
+    end
+  end
+
+  defp without_arguments({module, function, arguments, location}) when is_list(arguments),
+    do: {module, function, length(arguments), location}
+
+  defp without_arguments({function, arguments, location}) when is_list(arguments),
+    do: {function, length(arguments), location}
+
+  defp without_arguments(entry), do: entry
+
+  defp name(:error, %module{}), do: module
+  defp name(:error, reason) when is_atom(reason), do: reason
+  defp name(:error, reason) when is_tuple(reason) and is_atom(elem(reason, 0)), do: elem(reason, 0)
+  defp name(kind, _), do: kind
+
+  @doc false
+  # Runs `fun` and records it as a span that emit/1 reports after the commit.
+  @spec record([atom], map, (() -> result), (result -> {map, map})) :: {result, record}
+        when result: term
+  def record(event, metadata, fun, describe) do
+    started = System.monotonic_time()
+    system_time = System.system_time()
+    result = fun.()
+    finished = System.monotonic_time()
+    {measurements, more} = describe.(result)
+    {result, {event, {started, system_time}, finished, measurements, metadata, more}}
+  end
+
+  @doc false
+  # Adds what was only known later.
+  def measure({event, started, finished, measurements, metadata, more}, later),
+    do: {event, started, finished, Map.merge(measurements, later), metadata, more}
+
+  @doc false
+  @spec emit([record]) :: :ok
+  def emit(records) do
+    if available?(), do: Enum.each(records, &emit_one/1)
+    :ok
+  end
+
+  defp emit_one({event, {started, system_time}, finished, measurements, metadata, more}) do
+    metadata = Map.put(metadata, :telemetry_span_context, make_ref())
+    start(event, started, system_time, metadata)
+    stop(event, started, finished, measurements, Map.merge(metadata, more))
+  end
+
+  defp start(event, started, system_time, metadata) do
+    :telemetry.execute(
+      event ++ [:start],
+      %{monotonic_time: started, system_time: system_time},
+      metadata
+    )
+  end
+
+  defp stop(event, started, finished, measurements, metadata) do
+    measurements =
+      Map.merge(measurements, %{duration: finished - started, monotonic_time: finished})
+
+    :telemetry.execute(event ++ [:stop], measurements, metadata)
+  end
+
+  @doc false
+  # The result part of :stop metadata.
+  def outcome({:ok, _}), do: %{result: :ok, reason: nil}
+  def outcome(:ok), do: %{result: :ok, reason: nil}
+  def outcome({:error, %Error{reason: reason}}), do: %{result: :error, reason: reason}
+  def outcome({:error, reason}) when is_atom(reason), do: %{result: :error, reason: reason}
+
+  @doc false
+  # Every result of the native library passes through here.
+  def watch({:error, :panic} = result, instance, function) do
+    panic(instance, function)
+    result
+  end
+
+  def watch({:ok, results} = result, instance, function) when is_list(results) do
+    if Enum.any?(results, &(&1 == {:error, :panic})), do: panic(instance, function)
+    result
+  end
+
+  def watch(result, _instance, _function), do: result
+
+  @doc false
+  def panic(%Instance{name: name}, function) do
+    if available?() do
+      :telemetry.execute(
+        [:kith, :nif, :panic],
+        %{system_time: System.system_time(), count: 1},
+        %{instance: name, function: function}
+      )
+    end
+  end
+end

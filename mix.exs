@@ -1,0 +1,66 @@
+Code.require_file("native/compile.kith_nif.exs", __DIR__)
+
+defmodule Kith.MixProject do
+  use Mix.Project
+
+  @version "0.1.0"
+
+  def project do
+    [
+      app: :kith,
+      version: @version,
+      elixir: "~> 1.14",
+      elixirc_paths: elixirc_paths(Mix.env()),
+      start_permanent: Mix.env() == :prod,
+      compilers: [:kith_nif] ++ Mix.compilers(),
+      description: "Signal-grade message encryption for Elixir and Phoenix",
+      deps: deps(),
+      package: package(),
+      docs: &docs/0
+    ]
+  end
+
+  def application do
+    [mod: {Kith.Application, []}, extra_applications: [:logger, :crypto]]
+  end
+
+  defp elixirc_paths(:test), do: ["lib", "test/support"]
+  defp elixirc_paths(_env), do: ["lib"]
+
+  # The library runs on Elixir and OTP alone; every Hex package is optional. Without Hex (an
+  # air-gapped machine) Mix cannot even read a list that names Hex packages, so it gets none.
+  defp deps do
+    if Code.ensure_loaded?(Hex) and System.get_env("KITH_NO_DEPS") not in ["1", "true"],
+      do: hex_deps(),
+      else: []
+  end
+
+  defp hex_deps do
+    [
+      {:telemetry, "~> 1.0", optional: true},
+      {:ecto_sql, "~> 3.10", optional: true},
+      {:ex_doc, "~> 0.34", only: :dev, runtime: false}
+    ]
+  end
+
+  # Cargo.lock is part of the package: the build is `--locked`. Built files are not.
+  defp package do
+    [
+      licenses: ["MIT", "Apache-2.0"],
+      links: %{},
+      files: ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs
+                README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE)
+    ]
+  end
+
+  defp docs do
+    [
+      main: "readme",
+      source_ref: "v#{@version}",
+      formatters: ["html"],
+      api_reference: false,
+      extras: ["README.md", "CHANGELOG.md", "SECURITY.md" | Path.wildcard("docs/*.md")],
+      skip_undefined_reference_warnings_on: ["CHANGELOG.md"]
+    ]
+  end
+end
