@@ -115,7 +115,9 @@ defmodule Kith.Error do
   defp describe(:unsupported_version),
     do: "the version of this message is unknown or refused; have the older side upgraded"
 
-  defp describe(:too_large), do: "this is over the limit of what one call takes; send less at once"
+  defp describe(:too_large),
+    do: "this is over the limit of what one call takes; send less at once"
+
   defp describe(:locked), do: "the account is locked; unlock it first"
 
   defp describe(:corrupted_state),

@@ -100,7 +100,7 @@ defmodule Kith.Messages do
 
   defp deliver(_instance, _repo, _sender, [], _plaintext), do: {{:ok, {%{}, %{}}}, []}
 
-  defp deliver(instance, repo, {from, device} = sender, peers, plaintext) do
+  defp deliver(instance, repo, {from, _device} = sender, peers, plaintext) do
     now = now()
     rows = Sessions.fetch_many(repo, from, peers)
     cold = Enum.filter(peers, &(rows[&1].state == nil))
@@ -128,7 +128,6 @@ defmodule Kith.Messages do
       |> Map.merge(Map.new(unregistered, &{&1, {:error, Error.new(:not_registered)}}))
 
     claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
-    _ = device
     {{:ok, {results, claimed}}, claims ++ first ++ second}
   end
 
@@ -256,7 +255,8 @@ defmodule Kith.Messages do
   defp parse(bytes) when is_binary(bytes), do: Envelope.from_binary(bytes)
 
   defp parse(_other),
-    do: raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
+    do:
+      raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
 
   defp open(_instance, to, %Envelope{to: other}) when other != to,
     do: {:error, Error.new(:malformed, "the envelope is addressed to another device")}

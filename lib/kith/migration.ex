@@ -34,7 +34,10 @@ defmodule Kith.Migration do
   def sql(options \\ []) do
     options = Keyword.validate!(options, from: 0, to: @current, dialect: :postgres)
 
-    [schema_table() | Enum.flat_map(steps(options[:from], options[:to]), &step(&1, options[:dialect]))]
+    [
+      schema_table()
+      | Enum.flat_map(steps(options[:from], options[:to]), &step(&1, options[:dialect]))
+    ]
   end
 
   @doc "The version a database has, 0 for none."

@@ -40,8 +40,10 @@ defmodule Kith.Registration do
       generating(instance, address, fn ->
         with {:ok, {public_key, sealed, registration_id}} <-
                Instance.sealed(instance, :identity_create, [account, device]),
-             {:ok, signed} <- Instance.sealed(instance, :signed_prekey_create, [account, device, sealed, 1]),
-             {:ok, prekeys} <- Instance.sealed(instance, :prekeys_create, [account, device, 1, count]) do
+             {:ok, signed} <-
+               Instance.sealed(instance, :signed_prekey_create, [account, device, sealed, 1]),
+             {:ok, prekeys} <-
+               Instance.sealed(instance, :prekeys_create, [account, device, 1, count]) do
           {:ok,
            %{
              registration_id: registration_id,
@@ -148,8 +150,9 @@ defmodule Kith.Registration do
           count = missing(instance, repo, address)
           first_id = first_id(device.next_prekey_id, count)
 
-          if Accounts.reserve_prekey_ids(repo, address, device.next_prekey_id, first_id + count) == 0,
-            do: raise(Error.new(:stale))
+          if Accounts.reserve_prekey_ids(repo, address, device.next_prekey_id, first_id + count) ==
+               0,
+             do: raise(Error.new(:stale))
 
           {{:ok, %{account: {user, device.data_key}, count: count, first_id: first_id}}, []}
 
@@ -159,7 +162,13 @@ defmodule Kith.Registration do
     end)
   end
 
-  defp store_generated(instance, {user, _} = address, %{account: {user, data_key}}, prekeys, record) do
+  defp store_generated(
+         instance,
+         {user, _} = address,
+         %{account: {user, data_key}},
+         prekeys,
+         record
+       ) do
     Instance.transaction(instance, fn repo ->
       # Meanwhile the user may have gone, or another node may have filled the stock.
       if Accounts.data_key(repo, user) == data_key and Accounts.device(repo, address) != nil do
@@ -189,9 +198,14 @@ defmodule Kith.Registration do
     metadata = %{instance: instance.name, user_id: user, device_id: device}
 
     Telemetry.record([:kith, :prekeys, :generate], metadata, fun, fn
-      {:ok, %{prekeys: prekeys}} = result -> {%{count: length(prekeys)}, Telemetry.outcome(result)}
-      {:ok, prekeys} = result -> {%{count: length(prekeys)}, Telemetry.outcome(result)}
-      result -> {%{count: 0}, Telemetry.outcome(result)}
+      {:ok, %{prekeys: prekeys}} = result ->
+        {%{count: length(prekeys)}, Telemetry.outcome(result)}
+
+      {:ok, prekeys} = result ->
+        {%{count: length(prekeys)}, Telemetry.outcome(result)}
+
+      result ->
+        {%{count: 0}, Telemetry.outcome(result)}
     end)
   end
 

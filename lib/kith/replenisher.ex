@@ -13,7 +13,9 @@ defmodule Kith.Replenisher do
   @doc "Asks for new prekeys of each address. Returns at once."
   @spec request(Instance.t(), [Address.t()]) :: :ok
   def request(_instance, []), do: :ok
-  def request(instance, addresses), do: GenServer.cast(via(instance.name), {:replenish, addresses})
+
+  def request(instance, addresses),
+    do: GenServer.cast(via(instance.name), {:replenish, addresses})
 
   @doc "Waits until what was asked for before is done."
   def await(name), do: GenServer.call(via(name), :await, :infinity)

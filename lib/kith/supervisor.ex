@@ -23,8 +23,7 @@ defmodule Kith.Supervisor do
     # rest_for_one: a keeper must not offer the handle of a database that was started anew.
     Supervisor.init(
       [
-        {Kith.SQLite,
-         path: options.database, synchronous: options.synchronous, name: database},
+        {Kith.SQLite, path: options.database, synchronous: options.synchronous, name: database},
         {Instance.Keeper, {options, vault, Kith.SQLite.handle(database)}},
         {Replenisher, options.name}
       ],
@@ -43,9 +42,14 @@ defmodule Kith.Supervisor do
     {current, sources} = Options.key_sources(options)
 
     case Native.vault_open(current, sources) do
-      {:ok, vault} -> vault
-      {:error, {:invalid, message}} -> raise ArgumentError, "the keys in :keys do not open: " <> message
-      {:error, reason} -> raise ArgumentError, "the keys in :keys do not open: #{inspect(reason)}"
+      {:ok, vault} ->
+        vault
+
+      {:error, {:invalid, message}} ->
+        raise ArgumentError, "the keys in :keys do not open: " <> message
+
+      {:error, reason} ->
+        raise ArgumentError, "the keys in :keys do not open: #{inspect(reason)}"
     end
   end
 end

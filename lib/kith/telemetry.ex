@@ -111,7 +111,10 @@ defmodule Kith.Telemetry do
 
   defp name(:error, %module{}), do: module
   defp name(:error, reason) when is_atom(reason), do: reason
-  defp name(:error, reason) when is_tuple(reason) and is_atom(elem(reason, 0)), do: elem(reason, 0)
+
+  defp name(:error, reason) when is_tuple(reason) and is_atom(elem(reason, 0)),
+    do: elem(reason, 0)
+
   defp name(kind, _), do: kind
 
   @doc false
@@ -131,6 +134,10 @@ defmodule Kith.Telemetry do
   # Adds what was only known later.
   def measure({event, started, finished, measurements, metadata, more}, later),
     do: {event, started, finished, Map.merge(measurements, later), metadata, more}
+
+  @doc false
+  # The address a record is about.
+  def owner({_, _, _, _, %{user_id: user, device_id: device}, _}), do: {user, device}
 
   @doc false
   @spec emit([record]) :: :ok

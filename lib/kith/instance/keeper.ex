@@ -26,5 +26,6 @@ defmodule Kith.Instance.Keeper do
   # Redacts what a crash report would print.
   @doc false
   def format_status(status),
-    do: Map.new(status, fn {key, value} -> {key, if(key == :state, do: :redacted, else: value)} end)
+    do:
+      Map.new(status, fn {key, value} -> {key, if(key == :state, do: :redacted, else: value)} end)
 end

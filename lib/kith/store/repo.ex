@@ -93,7 +93,8 @@ defmodule Kith.Store.Repo do
   # PostgreSQL's own text may quote a row.
   defp failure(%{postgres: %{code: code}}), do: Error.new(:storage, "PostgreSQL says #{code}")
 
-  defp failure(%{__struct__: Kith.SQLite.Error, kind: :panic}), do: Error.new(:panic, "in the database")
+  defp failure(%{__struct__: Kith.SQLite.Error, kind: :panic}),
+    do: Error.new(:panic, "in the database")
 
   defp failure(%module{} = error) do
     if driver?(error) and module != Postgrex.Error,

@@ -44,8 +44,11 @@ defmodule Kith.Store.Sessions do
         Repo.lock(repo, :rows)
 
     case Repo.rows(repo, sql, pair(local, peer)) do
-      [] -> @none
-      [[generation, state, identity]] -> %{generation: generation, state: state, identity: identity}
+      [] ->
+        @none
+
+      [[generation, state, identity]] ->
+        %{generation: generation, state: state, identity: identity}
     end
   end
 
@@ -91,6 +94,27 @@ defmodule Kith.Store.Sessions do
   def put_identity(repo, local, peer, identity, now) do
     sql = "UPDATE signal_sessions SET identity = $5, updated_at = $6 WHERE #{@pair}"
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, identity}, now])
+  end
+
+  @doc "Ends the session of a pair. Returns 0 when there is none."
+  def drop_state(repo, local, peer, now) do
+    sql = """
+    UPDATE signal_sessions SET state = NULL, generation = generation + 1, updated_at = $5
+    WHERE #{@pair} AND state IS NOT NULL
+    """
+
+    Repo.execute(repo, sql, pair(local, peer) ++ [now])
+  end
+
+  @doc "Ends the session of a pair and forgets the identity of the peer."
+  def forget(repo, local, peer, now) do
+    sql = """
+    UPDATE signal_sessions
+    SET state = NULL, identity = NULL, generation = generation + 1, updated_at = $5
+    WHERE #{@pair} AND (state IS NOT NULL OR identity IS NOT NULL)
+    """
+
+    Repo.execute(repo, sql, pair(local, peer) ++ [now])
   end
 
   @doc "Ends every session others have with this device: its keys are not the same any more."

@@ -732,7 +732,7 @@ fn session_info<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
     account: Account<'a>,
-    (_, local_device): AddressTerm<'a>,
+    (_user, local_device): AddressTerm<'a>,
     peer: PeerTerm<'a>,
     now_ms: u64,
 ) -> Term<'a> {
@@ -813,7 +813,7 @@ fn identity_seal<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
     account: Account<'a>,
-    (_, local_device): AddressTerm<'a>,
+    (_user, local_device): AddressTerm<'a>,
     (peer, peer_device): AddressTerm<'a>,
     public: Binary<'a>,
     verified: bool,
@@ -836,7 +836,7 @@ fn identity_open<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
     account: Account<'a>,
-    (_, local_device): AddressTerm<'a>,
+    (_user, local_device): AddressTerm<'a>,
     (peer, peer_device): AddressTerm<'a>,
     sealed: Binary<'a>,
 ) -> Term<'a> {
