@@ -180,7 +180,6 @@ impl From<EncryptError> for Reason {
             EncryptError::SessionNotFound => Self::SessionNotFound,
             EncryptError::TooLarge => Self::TooLarge,
             EncryptError::UntrustedIdentity => Self::UntrustedIdentity,
-            _ => Self::Panic,
         }
     }
 }
@@ -191,7 +190,6 @@ impl From<InitiateError> for Reason {
             InitiateError::Bundle(_) => Self::Tampered,
             InitiateError::Key => Self::Malformed,
             InitiateError::UntrustedIdentity => Self::UntrustedIdentity,
-            _ => Self::Panic,
         }
     }
 }
@@ -204,7 +202,6 @@ impl From<MessageError> for Reason {
             MessageError::UnknownVersion(_) | MessageError::VersionTooOld(_) => {
                 Self::UnsupportedVersion
             }
-            _ => Self::Panic,
         }
     }
 }
@@ -238,7 +235,6 @@ impl Unopened {
             DecryptError::UnknownPreKey(..) => Reason::UnknownPrekey,
             DecryptError::UnsupportedVersion(_) => Reason::UnsupportedVersion,
             DecryptError::UntrustedIdentity => Reason::UntrustedIdentity,
-            _ => Reason::Panic,
         })
     }
 

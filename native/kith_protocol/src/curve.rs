@@ -19,7 +19,6 @@ pub const PUBLIC_KEY_LEN: usize = 33;
 
 /// A key that cannot be used.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum KeyError {
     /// The bytes are not exactly 33 long.
     #[error("a public key has 33 bytes, not {0}")]

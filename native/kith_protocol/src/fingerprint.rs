@@ -13,7 +13,6 @@ const HASH_VERSION: [u8; 2] = [0, 0];
 
 /// What is wrong with the input of a safety number.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum FingerprintError {
     /// Fewer than 2 or more than 1 000 000 iterations.
     #[error("{0} iterations are outside 2..=1000000")]

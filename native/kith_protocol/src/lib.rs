@@ -1,6 +1,38 @@
-//! The Signal protocol as pure values.
+//! The Signal protocol as pure values: no I/O, no clock, no global randomness, no storage.
 //!
-//! Placeholder
+//! Version 3 is here: X3DH and the Double Ratchet, byte for byte as Signal's clients speak it
+//! (docs/protocol.md). Its parts are values, and each operation either succeeds or changes nothing.
+//!
+//! - A device has an [`IdentityKeyPair`], a [`SignedPreKey`] and one-time [`PreKey`]s, and publishes
+//!   their public halves as a [`PreKeyBundle`].
+//! - A [`SessionRecord`] holds all sessions with one device of a peer. [`initiate`] starts one from a
+//!   bundle, [`encrypt`] and [`decrypt`] move it, [`decrypt_prekey`] opens what starts one.
+//! - [`Changes`] says what decrypting changed beside the current session, so that a store can keep the
+//!   parts of the state apart: [`Session::to_bytes`] is rewritten with every message, archived sessions
+//!   and [`SkippedKey`]s are not.
+//! - A [`Fingerprint`] is the safety number of two identity keys.
+//! - An [`OfficialRecord`] reads and writes records of Signal's own library.
+//!
+//! [`initiate`]: SessionRecord::initiate
+//! [`encrypt`]: SessionRecord::encrypt
+//! [`decrypt`]: SessionRecord::decrypt
+//! [`decrypt_prekey`]: SessionRecord::decrypt_prekey
+//!
+//! # What the caller must do
+//!
+//! - Store the new state **before** a ciphertext leaves: a message key must never be used twice.
+//! - Seal what is stored. `to_bytes` gives secrets.
+//! - Remember base keys ([`PreKeys::is_base_key_used`]) and identity keys ([`Decrypted::remote_identity`]).
+//! - Delete a one-time prekey when [`Changes::prekey_used`] names it.
+//!
+//! # Errors
+//!
+//! The error types are exhaustive on purpose: a new one must be given a meaning by every caller.
+//!
+//! # Security
+//!
+//! Secrets are boxed, so that a move leaves no copy, erased when dropped, compared in constant time, and
+//! print nothing. Limits ([`limits`]) bound the work a forged message can cause.
 #![forbid(unsafe_code)]
 
 pub mod limits;

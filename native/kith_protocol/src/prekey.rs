@@ -85,7 +85,6 @@ pub struct PreKeyBundle {
 
 /// A bundle that must not be used.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum BundleError {
     /// The signature of a prekey is not the identity key's.
     #[error("the signature of the signed prekey is wrong")]

@@ -54,7 +54,6 @@ impl Version {
 
 /// Bytes that are not a message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum MessageError {
     /// A key in the message is not one.
     #[error("a key in the message is not one: {0}")]

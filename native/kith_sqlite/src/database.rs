@@ -124,6 +124,9 @@ impl Database {
     ///
     /// Any of [`Error`]. A failed statement changes nothing.
     pub fn query(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<Rows, Error> {
+        if is_transaction_control(sql) {
+            return Err(Error::TransactionControl);
+        }
         self.guarded(|connection| {
             let mut statement = connection.prepare_cached(sql)?;
             bind(&mut statement, parameters)?;
@@ -321,6 +324,20 @@ fn configure(
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
     Ok(())
+}
+
+/// Whether a statement would begin or end a transaction. Refused before it runs, because a commit
+/// cannot be taken back; what hides behind a comment or in a batch is found afterwards.
+fn is_transaction_control(sql: &str) -> bool {
+    let word = sql
+        .trim_start()
+        .split(|character: char| !character.is_ascii_alphabetic())
+        .next()
+        .unwrap_or_default();
+
+    ["BEGIN", "COMMIT", "END", "RELEASE", "ROLLBACK", "SAVEPOINT"]
+        .iter()
+        .any(|control| word.eq_ignore_ascii_case(control))
 }
 
 /// Binds `$n` to the n-th parameter. SQLite numbers parameters by their first appearance and takes

@@ -338,8 +338,10 @@ fn committed_rows_stay_and_rolled_back_rows_do_not() {
 fn transactions_cannot_be_begun_or_ended_by_sql() {
     let mut database = memory();
     run(&mut database, "CREATE TABLE notes (id INTEGER)");
-    for sql in ["BEGIN", "SAVEPOINT here"] {
-        assert_eq!(database.query(sql, &[]), Err(Error::TransactionControl));
+    let refused = Err(Error::TransactionControl);
+
+    for sql in ["BEGIN", " savepoint here", "-- comment\nBEGIN IMMEDIATE"] {
+        assert_eq!(database.query(sql, &[]), refused);
         assert_eq!(
             database.execute_batch(&format!("{sql}; INSERT INTO notes VALUES (1)")),
             Err(Error::TransactionControl)
@@ -347,7 +349,25 @@ fn transactions_cannot_be_begun_or_ended_by_sql() {
     }
     assert_eq!(count(&mut database), Value::Integer(0));
 
-    for sql in ["COMMIT", "ROLLBACK"] {
+    database.begin().unwrap();
+    for sql in ["COMMIT", "End", "\nrollback;"] {
+        run(&mut database, "INSERT INTO notes VALUES (1)");
+        assert_eq!(database.query(sql, &[]), refused);
+    }
+    database.rollback().unwrap();
+    assert_eq!(count(&mut database), Value::Integer(0));
+
+    assert_eq!(database.commit(), Err(Error::NoTransaction));
+    database.begin().unwrap();
+    assert_eq!(database.begin(), Err(Error::TransactionOpen));
+}
+
+#[test]
+fn a_transaction_ended_by_sql_in_disguise_is_over() {
+    let mut database = memory();
+    run(&mut database, "CREATE TABLE notes (id INTEGER)");
+
+    for sql in ["-- comment\nROLLBACK", "/* comment */ ROLLBACK"] {
         database.begin().unwrap();
         assert_eq!(database.query(sql, &[]), Err(Error::TransactionControl));
         assert_eq!(
@@ -357,11 +377,6 @@ fn transactions_cannot_be_begun_or_ended_by_sql() {
         assert_eq!(database.commit(), Err(Error::TransactionLost));
     }
     assert_eq!(count(&mut database), Value::Integer(0));
-
-    database.begin().unwrap();
-    assert_eq!(database.begin(), Err(Error::TransactionOpen));
-    database.rollback().unwrap();
-    assert_eq!(database.commit(), Err(Error::NoTransaction));
 }
 
 #[test]

@@ -16,7 +16,6 @@ use crate::wire::Version;
 
 /// Bytes that are not a record this engine can take over.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum RecordError {
     /// Not a record, or values no session has.
     #[error("the record is damaged")]

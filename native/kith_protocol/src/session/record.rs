@@ -59,7 +59,6 @@ pub enum NotLoaded {
 
 /// Why a session could not be started.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum InitiateError {
     /// The bundle must not be used.
     #[error(transparent)]
@@ -74,7 +73,6 @@ pub enum InitiateError {
 
 /// Why a message was not encrypted. The session is as it was.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum EncryptError {
     /// There is no current session, it has waited more than 30 days for an answer, or its 32-bit counter
     /// has ended.
@@ -90,7 +88,6 @@ pub enum EncryptError {
 
 /// Why a message was not decrypted. Nothing has changed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum DecryptError {
     /// The message was opened before, its key was evicted, or its base key was used before.
     #[error("the message was opened before")]

@@ -55,7 +55,6 @@ impl SessionId {
 
 /// Stored bytes that are not a session.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum StateError {
     /// The bytes end early, go on too long, or hold values no session has.
     #[error("the stored session is damaged")]

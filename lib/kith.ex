@@ -1,0 +1,408 @@
+defmodule Kith do
+  @moduledoc """
+  Signal's encryption for the messages of an Elixir or Phoenix application.
+
+      defmodule MyApp.Kith do
+        use Kith, otp_app: :my_app
+      end
+
+      # config/runtime.exs
+      config :my_app, MyApp.Kith,
+        database: "/var/lib/my_app/kith.db",
+        keys: [current: {"2026-11", {:env, "KITH_KEY"}}]
+
+      # the children of your supervisor
+      children = [MyApp.Kith]
+
+  Then, for people the application knows by any string:
+
+      MyApp.Kith.register("anna")
+      MyApp.Kith.register("ben")
+
+      {:ok, envelope} = MyApp.Kith.encrypt("anna", "ben", "dinner at seven?")
+      {:ok, "dinner at seven?"} = MyApp.Kith.decrypt("ben", envelope)
+
+  `mix kith.gen.key` prints a key for `KITH_KEY`. All options are in `Kith.Options`.
+
+  ## What it protects
+
+  Every message has a key of its own that is deleted once it was used, and a session heals by itself one round
+  trip after its state was stolen. Private keys and session states are sealed before they leave the native
+  library; the database holds nothing that opens without a key-encryption key that is not in it.
+
+  That protects people from whoever gets hold of the database, of a backup, of a replica or of the traffic.
+  It does not protect them from whoever runs the live server: the keys of those who `register/3` are used on
+  it, and the plaintext passes through it. For that, keys have to live in people's own
+  devices; `publish_bundle/3` makes Kith the relay for such a user, and then only the sender's side is on the
+  server. Who talks to whom, when and how much is visible to the server and in the database in any case.
+
+  ## Addresses
+
+  `"anna"` is device 1 of the user `"anna"`, `{"anna", 2}` her second device; see `Kith.Address`. Whoever may
+  name an address decides on whose behalf is written and read: that is the application's authorization,
+  and Kith does not ask for it.
+
+  ## Results
+
+  Functions return `{:ok, value}` or `{:error, %Kith.Error{reason: reason}}` with a reason of the closed set in
+  `Kith.Error`; those that end in `!` return the value or raise. A wrong type of argument, or a name
+  under which nothing runs, raises `ArgumentError`.
+
+  A call is one transaction. What `encrypt/4` returns is durable: a message key is not used again after any
+  crash. A call that fails changes nothing. Called inside a transaction of the same repository it joins it, and
+  nothing it returned may leave before that transaction is committed.
+
+  ## Names
+
+  `use Kith` puts the functions below into a module without their first argument, which is the name of the
+  instance: the module itself. Without it, start `{Kith, name: name, keys: ...}` and give the name. Any
+  term is a name, and many instances run in one VM.
+  """
+
+  alias Kith.{
+    Address,
+    Envelope,
+    Error,
+    Instance,
+    Messages,
+    Options,
+    Peers,
+    PreKeyBundle,
+    Registration
+  }
+
+  @typedoc "The name of an instance."
+  @type name :: term
+
+  @type result(value) :: {:ok, value} | {:error, Error.t()}
+
+  @typedoc "What is public of a registered device."
+  @type registered :: %{
+          user: Address.user(),
+          device: Address.device(),
+          registration_id: non_neg_integer,
+          identity_key: <<_::264>>
+        }
+
+  @delegates [
+    register: [:user],
+    register: [:user, :options],
+    unregister: [:address],
+    replenish: [:address],
+    prekey_count: [:address],
+    pre_key_bundle: [:address],
+    publish_bundle: [:address, :bundle],
+    encrypt: [:from, :to, :plaintext],
+    encrypt_group: [:from, :members, :plaintext],
+    decrypt: [:to, :envelope],
+    safety_number: [:address, :other],
+    trust: [:address, :peer],
+    trust: [:address, :peer, :options],
+    reset_session: [:address, :peer],
+    session_info: [:address, :peer],
+    delete: [:address, :peer]
+  ]
+
+  defmacro __using__(options) do
+    delegates =
+      for {function, arguments} <- @delegates, name <- [function, :"#{function}!"] do
+        arguments = Enum.map(arguments, &Macro.var(&1, __MODULE__))
+
+        quote do
+          @doc "Calls `Kith.#{unquote(name)}/#{unquote(length(arguments) + 1)}` for this instance."
+          def unquote(name)(unquote_splicing(arguments)),
+            do: Kith.unquote(name)(__MODULE__, unquote_splicing(arguments))
+        end
+      end
+
+    quote do
+      @kith_options unquote(options)
+
+      @doc "Returns the child specification of this instance. See `Kith.Options`."
+      def child_spec(options),
+        do: %{
+          id: __MODULE__,
+          start: {__MODULE__, :start_link, [Kith.Options.veil(options)]},
+          type: :supervisor
+        }
+
+      @doc "Starts this instance. Its options are those of `use Kith`, of the application and these."
+      def start_link(options \\ []),
+        do: Kith.start_link(Kith.Options.merge(__MODULE__, @kith_options, options))
+
+      unquote_splicing(delegates)
+
+      @doc "Calls `Kith.requires_encryption?/1`."
+      defdelegate requires_encryption?(kind), to: Kith
+    end
+  end
+
+  @doc "Returns the child specification of an instance. Takes the options of `Kith.Options`."
+  @spec child_spec(keyword) :: Supervisor.child_spec()
+  def child_spec(options) do
+    %{
+      id: Keyword.get(options, :name, Kith),
+      start: {__MODULE__, :start_link, [Options.veil(options)]},
+      type: :supervisor
+    }
+  end
+
+  @doc """
+  Starts an instance. Takes the options of `Kith.Options`.
+
+  Raises `ArgumentError` for options that are wrong and for keys that cannot be read.
+  """
+  @spec start_link(keyword) :: Supervisor.on_start()
+  def start_link(options), do: Kith.Supervisor.start_link(options)
+
+  @doc """
+  Gives a device its keys: an identity key, a signed prekey and one-time prekeys (100, unless
+  `:one_time_prekeys` says otherwise).
+
+  A device that has keys keeps them, so it may be called at every login.
+
+    * `:device` - another device than 1, where a user and not an address is given.
+
+  Errors: `:key_not_found` when the private keys of this device live elsewhere (`publish_bundle/3`).
+  """
+  @spec register(name, Address.given(), keyword) :: result(registered)
+  def register(name, user, options \\ []) do
+    Registration.register(Instance.fetch!(name), device(user, options))
+  end
+
+  @doc """
+  Deletes the keys and the sessions of a device, for ever. With the last device of a user the user's notes to
+  themselves can no longer be opened by anyone.
+
+  Errors: `:not_registered`.
+  """
+  @spec unregister(name, Address.given()) :: result(:unregistered)
+  def unregister(name, address),
+    do: Registration.unregister(Instance.fetch!(name), Address.new!(address))
+
+  @doc """
+  Makes one-time prekeys until a device has `:one_time_prekeys` again. Returns how many were made.
+
+  It runs by itself when a claim leaves fewer than `:replenish_below`. It also deletes used ones whose
+  grace is over.
+
+  Errors: `:not_registered`, `:key_not_found`.
+  """
+  @spec replenish(name, Address.given()) :: result(non_neg_integer)
+  def replenish(name, address),
+    do: Registration.replenish(Instance.fetch!(name), Address.new!(address))
+
+  @doc """
+  Returns how many one-time prekeys a device can still hand out.
+
+  Errors: `:not_registered`.
+  """
+  @spec prekey_count(name, Address.given()) :: result(non_neg_integer)
+  def prekey_count(name, address),
+    do: Registration.prekey_count(Instance.fetch!(name), Address.new!(address))
+
+  @doc """
+  Hands out the public keys with which a client of its own starts a session with a device.
+
+  Each one-time prekey is handed out once. When none is left the bundle has none, which the protocol allows.
+  `encrypt/4` does this by itself. Errors: `:not_registered`.
+  """
+  @spec pre_key_bundle(name, Address.given()) :: result(PreKeyBundle.t())
+  def pre_key_bundle(name, address),
+    do: Registration.bundle(Instance.fetch!(name), Address.new!(address))
+
+  @doc """
+  Publishes the public keys of a device whose private keys live elsewhere, for example in a Signal client.
+
+  Takes a `Kith.PreKeyBundle` or a map of its fields, with any number of one-time prekeys in `:prekeys`. Others
+  can then `encrypt/4` to that device. To publish again adds one-time prekeys and replaces the signed prekey.
+  With another identity key it also ends the sessions others have with the device: their next message is refused with
+  `:untrusted_identity` until they `trust/4` the new key. Returns the stock of one-time prekeys.
+
+  Whose bundle it is, the application has to know. Errors: `:malformed`, `:tampered` for a wrong signature,
+  `:too_large` over 1,000 one-time prekeys, `:untrusted_identity` for a device that was registered here.
+  """
+  @spec publish_bundle(name, Address.given(), PreKeyBundle.t() | map) :: result(non_neg_integer)
+  def publish_bundle(name, address, bundle) do
+    instance = Instance.fetch!(name)
+    Registration.publish(instance, Address.new!(address), fields!(bundle))
+  end
+
+  @doc """
+  Encrypts bytes from one device to another and returns the `Kith.Envelope` to deliver.
+
+  A session is established with the first message. To oneself it makes a note, sealed with the
+  account's key, that opens any number of times.
+
+  The envelope of a session opens once. Store or send it as it is: encrypting again makes another message.
+
+  Errors: `:not_registered` for either side, `:key_not_found` when the sender's private keys live
+  elsewhere, `:untrusted_identity`, `:too_large`, and those of the machinery: `:corrupted_state`, `:stale`,
+  `:storage`, `:panic`.
+  """
+  @spec encrypt(name, Address.given(), Address.given(), binary) :: result(Envelope.t())
+  def encrypt(name, from, to, plaintext) do
+    instance = Instance.fetch!(name)
+    Messages.encrypt(instance, Address.new!(from), Address.new!(to), plaintext!(plaintext))
+  end
+
+  @doc """
+  Encrypts bytes for each member of a group, pairwise, in one native call and one transaction.
+
+  Returns `{member, {:ok, envelope} | {:error, error}}` in the order of the members, each named as it was given.
+  One member without keys fails alone. The sending device is left out, and a member named twice is
+  served once. At most 1,000 members.
+
+      {:ok, results} = MyApp.Kith.encrypt_group("anna", ["anna", "ben", "cleo"], "hello")
+      for {member, {:ok, envelope}} <- results, do: deliver(member, envelope)
+
+  The call itself fails with `:not_registered` or `:key_not_found` for the sender, with `:too_large`, and with
+  those of the machinery; then no envelope exists.
+  """
+  @spec encrypt_group(name, Address.given(), [Address.given()], binary) ::
+          result([{Address.given(), result(Envelope.t())}])
+  def encrypt_group(name, from, members, plaintext) do
+    instance = Instance.fetch!(name)
+
+    unless is_list(members),
+      do: raise(ArgumentError, "expected a list of members, got: #{inspect(members)}")
+
+    members = Enum.map(members, &{&1, Address.new!(&1)})
+    Messages.encrypt_group(instance, Address.new!(from), members, plaintext!(plaintext))
+  end
+
+  @doc """
+  Opens an envelope, or its binary form, that is addressed to a device.
+
+  A message opens once. A failed call changes nothing: the envelope can be tried again.
+
+  Errors: `:duplicate`, `:tampered`, `:session_not_found`, `:out_of_sync`, `:key_not_found`,
+  `:untrusted_identity`, `:unknown_prekey`, `:malformed` (also when it is addressed to another device),
+  `:unsupported_version`, `:not_registered`, and those of the machinery: `:corrupted_state`, `:stale`, `:storage`,
+  `:panic`.
+  """
+  @spec decrypt(name, Address.given(), Envelope.t() | binary) :: result(binary)
+  def decrypt(name, to, envelope),
+    do: Messages.decrypt(Instance.fetch!(name), Address.new!(to), envelope)
+
+  @doc """
+  Returns the number two people compare, aloud or by scanning, to know that nobody sits between them.
+
+  `:digits` are 60 digits, the same for both sides. `:scannable` are the bytes of the code that Signal's clients
+  scan. Both are of the identity keys that are registered or published now. Errors: `:not_registered`.
+  """
+  @spec safety_number(name, Address.given(), Address.given()) ::
+          result(%{digits: String.t(), scannable: binary})
+  def safety_number(name, address, other),
+    do: Peers.safety_number(Instance.fetch!(name), Address.new!(address), Address.new!(other))
+
+  @doc """
+  Makes a device remember the identity key of a peer, in place of another one it may have remembered.
+
+  The first identity key seen of a peer is remembered by itself. Call this after `:untrusted_identity`, once the people
+  have compared their `safety_number/3`. A session with the identity of before is ended.
+
+    * `:identity_key` - the 33 bytes to trust. Default: the key the peer has registered or published.
+    * `:verified` - `true` when the number was compared. Default `false`. `session_info/3` shows it.
+
+  Errors: `:not_registered`, `:key_not_found`.
+  """
+  @spec trust(name, Address.given(), Address.given(), keyword) :: result(:trusted)
+  def trust(name, address, peer, options \\ []) do
+    options = Keyword.validate!(options, identity_key: nil, verified: false)
+
+    unless match?(<<5, _::binary-32>>, options[:identity_key]) or options[:identity_key] == nil,
+      do: raise(ArgumentError, "expected :identity_key to be 33 bytes that begin with 5")
+
+    unless is_boolean(options[:verified]),
+      do:
+        raise(
+          ArgumentError,
+          "expected :verified to be a boolean, got: #{inspect(options[:verified])}"
+        )
+
+    Peers.trust(Instance.fetch!(name), Address.new!(address), Address.new!(peer), options)
+  end
+
+  @doc """
+  Ends the session of a device with a peer: the next message establishes a new one.
+
+  The identity of the peer stays remembered. Messages of the ended session that are still on their way will
+  not open. Errors: `:session_not_found`, `:not_registered`, `:key_not_found`.
+  """
+  @spec reset_session(name, Address.given(), Address.given()) :: result(:reset)
+  def reset_session(name, address, peer),
+    do: Peers.reset(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
+
+  @doc """
+  Returns what can be told of a session without its secrets, as a map.
+
+  Errors: `:session_not_found`, `:not_registered`, `:key_not_found`, `:corrupted_state`.
+  """
+  @spec session_info(name, Address.given(), Address.given()) :: result(map)
+  def session_info(name, address, peer),
+    do: Peers.session_info(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
+
+  @doc """
+  Makes a device forget a peer: the session and the remembered identity.
+
+  The next identity key seen of that peer is trusted as the first one was. Errors: `:session_not_found`,
+  `:not_registered`, `:key_not_found`.
+  """
+  @spec delete(name, Address.given(), Address.given()) :: result(:deleted)
+  def delete(name, address, peer),
+    do: Peers.delete(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
+
+  @doc """
+  Tells whether messages of a kind of conversation must be encrypted.
+
+  `:direct`, `:group` and `:family` must, pairwise. For notes to `:self` it is the application's choice:
+  `encrypt/4` to oneself seals them.
+
+      iex> Enum.filter([:direct, :group, :family, :self], &Kith.requires_encryption?/1)
+      [:direct, :group, :family]
+  """
+  @spec requires_encryption?(:direct | :group | :family | :self) :: boolean
+  def requires_encryption?(kind) when kind in [:direct, :group, :family], do: true
+  def requires_encryption?(:self), do: false
+
+  def requires_encryption?(other) do
+    raise ArgumentError, "expected :direct, :group, :family or :self, got: #{inspect(other)}"
+  end
+
+  for {function, arguments} <- @delegates do
+    arguments = Enum.map([:name | arguments], &Macro.var(&1, __MODULE__))
+
+    @doc "Same as `#{function}/#{length(arguments)}`, but returns the value or raises `Kith.Error`."
+    def unquote(:"#{function}!")(unquote_splicing(arguments)) do
+      case unquote(function)(unquote_splicing(arguments)) do
+        {:ok, value} -> value
+        {:error, error} -> raise error
+      end
+    end
+  end
+
+  defp device(user, options) do
+    options = Keyword.validate!(options, [:device])
+
+    case {user, options[:device]} do
+      {address, nil} ->
+        Address.new!(address)
+
+      {user, device} when is_binary(user) ->
+        Address.new!({user, device})
+
+      {address, _} ->
+        raise ArgumentError,
+              "expected either an address or :device, got both: #{inspect(address)}"
+    end
+  end
+
+  defp plaintext!(plaintext) when is_binary(plaintext), do: plaintext
+  # What it is instead is not printed: it is most likely a message.
+  defp plaintext!(_), do: raise(ArgumentError, "expected the plaintext to be a binary")
+
+  defp fields!(%PreKeyBundle{} = bundle), do: %{Map.from_struct(bundle) | user: nil}
+  defp fields!(%{} = fields), do: fields
+  defp fields!(_), do: raise(ArgumentError, "expected a Kith.PreKeyBundle or a map of its fields")
+end

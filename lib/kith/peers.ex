@@ -1,0 +1,116 @@
+defmodule Kith.Peers do
+  @moduledoc false
+  # What one device knows of another: whose identity it remembers, and the session they have.
+
+  alias Kith.{Error, Instance, Registration}
+  alias Kith.Store.{Accounts, Sessions}
+
+  def safety_number(instance, {user, _} = a, {other, _} = b) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, key} <- public_key(repo, a),
+           {:ok, other_key} <- public_key(repo, b),
+           {:ok, {digits, scannable}} <-
+             native(instance, :safety_number, [user, key, other, other_key]) do
+        {{:ok, %{digits: digits, scannable: scannable}}, []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
+  def trust(instance, {user, _} = local, peer, options) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, device} <- Registration.fetch_local(repo, local),
+           {:ok, key} <- trusted_key(repo, peer, options[:identity_key]),
+           account = {user, device.data_key},
+           session = Sessions.fetch(repo, local, peer),
+           {:ok, remembered} <- remembered(instance, account, local, peer, session.identity),
+           {:ok, sealed} <-
+             sealed(instance, :identity_seal, [account, local, peer, key, options[:verified]]) do
+        now = System.system_time(:millisecond)
+
+        # A session with the identity of before must not go on under the name of the new one.
+        if session.state != nil and remembered == key do
+          Sessions.put_identity(repo, local, peer, sealed, now)
+        else
+          row = {peer, session.generation + 1, nil, sealed}
+          if Sessions.put(repo, local, [row], now) != 1, do: raise(Error.new(:stale))
+        end
+
+        {{:ok, :trusted}, []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
+  defp trusted_key(repo, peer, nil), do: public_key(repo, peer)
+  defp trusted_key(_repo, _peer, key), do: {:ok, key}
+
+  defp remembered(_instance, _account, _local, _peer, nil), do: {:ok, nil}
+
+  defp remembered(instance, account, local, peer, identity) do
+    with {:ok, {key, _verified}} <-
+           sealed(instance, :identity_open, [account, local, peer, identity]),
+         do: {:ok, key}
+  end
+
+  def reset(instance, local, peer) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, _} <- Registration.fetch_local(repo, local) do
+        dropped = Sessions.drop_state(repo, local, peer, System.system_time(:millisecond))
+        Sessions.delete_parts(repo, local, peer)
+        {if(dropped == 0, do: none(), else: {:ok, :reset}), []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
+  def delete(instance, local, peer) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, _} <- Registration.fetch_local(repo, local) do
+        deleted = Sessions.forget(repo, local, peer, System.system_time(:millisecond))
+        Sessions.delete_parts(repo, local, peer)
+        {if(deleted == 0, do: none(), else: {:ok, :deleted}), []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
+  def session_info(instance, {user, _} = local, {peer, peer_device} = address) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, device} <- Registration.fetch_local(repo, local),
+           %{state: state} = session when state != nil <- Sessions.fetch(repo, local, address),
+           archive = Sessions.archive(repo, local, address),
+           row = Map.merge(session, %{user: peer, device: peer_device}),
+           {:ok, info} <-
+             sealed(instance, :session_info, [{user, device.data_key}, local, row, archive]) do
+        {{:ok, Map.put(info, :generation, session.generation)}, []}
+      else
+        %{state: nil} -> {none(), []}
+        error -> {error, []}
+      end
+    end)
+  end
+
+  defp public_key(repo, address) do
+    case Accounts.device(repo, address) do
+      nil -> {:error, Error.new(:not_registered)}
+      device -> {:ok, device.public_key}
+    end
+  end
+
+  defp none, do: {:error, Error.new(:session_not_found)}
+
+  defp native(instance, function, arguments) do
+    with {:error, reason} <- Instance.native(instance, function, arguments),
+         do: {:error, Error.new(reason)}
+  end
+
+  defp sealed(instance, function, arguments) do
+    with {:error, reason} <- Instance.sealed(instance, function, arguments),
+         do: {:error, Error.new(reason)}
+  end
+end
