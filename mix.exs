@@ -21,7 +21,7 @@ defmodule Kith.MixProject do
   end
 
   def application do
-    [mod: {Kith.Application, []}, extra_applications: [:logger, :crypto]]
+    [mod: {Kith.Application, []}, extra_applications: [:logger, :crypto, telemetry: :optional]]
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]

@@ -96,6 +96,7 @@ defmodule Kith do
     encrypt_group: [:from, :members, :plaintext],
     decrypt: [:to, :envelope],
     safety_number: [:address, :other],
+    safety_number_matches: [:address, :other, :scanned],
     trust: [:address, :peer],
     trust: [:address, :peer, :options],
     reset_session: [:address, :peer],
@@ -295,6 +296,21 @@ defmodule Kith do
           result(%{digits: String.t(), scannable: binary})
   def safety_number(name, address, other),
     do: Peers.safety_number(Instance.fetch!(name), Address.new!(address), Address.new!(other))
+
+  @doc """
+  Tells whether the bytes scanned from the other person's screen show the same two identity keys.
+
+  Errors: `:not_registered`, `:malformed` for bytes that are no such code, `:unsupported_version`.
+  """
+  @spec safety_number_matches(name, Address.given(), Address.given(), binary) :: result(boolean)
+  def safety_number_matches(name, address, other, scanned) do
+    unless is_binary(scanned),
+      do:
+        raise(ArgumentError, "expected the scanned code to be a binary, got: #{inspect(scanned)}")
+
+    instance = Instance.fetch!(name)
+    Peers.safety_number_matches(instance, Address.new!(address), Address.new!(other), scanned)
+  end
 
   @doc """
   Makes a device remember the identity key of a peer, in place of another one it may have remembered.

@@ -45,10 +45,15 @@ defmodule Kith.Native do
   def session_decrypt(_vault, _account, _local, _peer, _message, _now_ms), do: not_loaded()
   def session_info(_vault, _account, _local_address, _peer, _now_ms), do: not_loaded()
   def message_inspect(_type, _body), do: not_loaded()
-  def identity_seal(_vault, _account, _local_address, _peer_address, _public_key, _verified), do: not_loaded()
+
+  def identity_seal(_vault, _account, _local_address, _peer_address, _public_key, _verified),
+    do: not_loaded()
+
   def identity_open(_vault, _account, _local_address, _peer_address, _sealed), do: not_loaded()
   def safety_number(_user, _public_key, _peer, _peer_public_key), do: not_loaded()
-  def safety_number_matches(_user, _public_key, _peer, _peer_public_key, _scanned), do: not_loaded()
+
+  def safety_number_matches(_user, _public_key, _peer, _peer_public_key, _scanned),
+    do: not_loaded()
 
   # sqlite
   def sqlite_open(_location, _synchronous, _busy_timeout_ms), do: not_loaded()

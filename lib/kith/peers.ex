@@ -18,6 +18,17 @@ defmodule Kith.Peers do
     end)
   end
 
+  def safety_number_matches(instance, {user, _} = a, {other, _} = b, scanned) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, key} <- public_key(repo, a),
+           {:ok, other_key} <- public_key(repo, b) do
+        {native(instance, :safety_number_matches, [user, key, other, other_key, scanned]), []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
   def trust(instance, {user, _} = local, peer, options) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, local),
@@ -27,7 +38,7 @@ defmodule Kith.Peers do
            {:ok, remembered} <- remembered(instance, account, local, peer, session.identity),
            {:ok, sealed} <-
              sealed(instance, :identity_seal, [account, local, peer, key, options[:verified]]) do
-        now = System.system_time(:millisecond)
+        now = now()
 
         # A session with the identity of before must not go on under the name of the new one.
         if session.state != nil and remembered == key do
@@ -58,7 +69,7 @@ defmodule Kith.Peers do
   def reset(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
       with {:ok, _} <- Registration.fetch_local(repo, local) do
-        dropped = Sessions.drop_state(repo, local, peer, System.system_time(:millisecond))
+        dropped = Sessions.drop_state(repo, local, peer, now())
         Sessions.delete_parts(repo, local, peer)
         {if(dropped == 0, do: none(), else: {:ok, :reset}), []}
       else
@@ -70,7 +81,7 @@ defmodule Kith.Peers do
   def delete(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
       with {:ok, _} <- Registration.fetch_local(repo, local) do
-        deleted = Sessions.forget(repo, local, peer, System.system_time(:millisecond))
+        deleted = Sessions.forget(repo, local, peer, now())
         Sessions.delete_parts(repo, local, peer)
         {if(deleted == 0, do: none(), else: {:ok, :deleted}), []}
       else
@@ -83,10 +94,18 @@ defmodule Kith.Peers do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, local),
            %{state: state} = session when state != nil <- Sessions.fetch(repo, local, address),
-           archive = Sessions.archive(repo, local, address),
-           row = Map.merge(session, %{user: peer, device: peer_device}),
+           parts =
+             Map.merge(session, %{
+               user: peer,
+               device: peer_device,
+               archive: Sessions.archive(repo, local, address),
+               skipped: nil,
+               prekey: nil,
+               signed_prekey: nil
+             }),
+           account = {user, device.data_key},
            {:ok, info} <-
-             sealed(instance, :session_info, [{user, device.data_key}, local, row, archive]) do
+             sealed(instance, :session_info, [account, local, parts, now()]) do
         {{:ok, Map.put(info, :generation, session.generation)}, []}
       else
         %{state: nil} -> {none(), []}
@@ -101,6 +120,8 @@ defmodule Kith.Peers do
       device -> {:ok, device.public_key}
     end
   end
+
+  defp now, do: System.system_time(:millisecond)
 
   defp none, do: {:error, Error.new(:session_not_found)}
 

@@ -104,8 +104,8 @@ fn panic_arm<'a>(env: Env<'a>, name: &str, count: u32) -> Term<'a> {
 
 pub(crate) use injection::fault_point;
 
-/// Panics on request. [`fault_point`] stands where a panic hurts most: after the work, before the
-/// answer, and for the database while its lock is held.
+/// Panics on request: every second one before the work, the others at a [`fault_point`], where they
+/// hurt most. That is after the work and before the answer, and for the database under its lock.
 #[cfg(feature = "panic_injection")]
 mod injection {
     use std::cell::Cell;
@@ -127,16 +127,21 @@ mod injection {
 
     pub(super) fn enter(name: &'static str) {
         RUNNING.set(name);
+        panic_if(|left| left % 2 == 0);
+    }
+
+    pub(crate) fn fault_point() {
+        panic_if(|_left| true);
     }
 
     #[expect(clippy::panic, reason = "it is what the feature is for")]
-    pub(crate) fn fault_point() {
+    fn panic_if(due: impl Fn(u32) -> bool) {
         let name = RUNNING.get();
         let fires = ARMED
             .lock()
             .iter_mut()
-            .find(|(other, count)| other == name && *count > 0)
-            .map(|(_, count)| *count -= 1)
+            .find(|(other, left)| other == name && *left > 0 && due(*left))
+            .map(|(_, left)| *left -= 1)
             .is_some();
         if fires {
             panic!("injected into {name}");

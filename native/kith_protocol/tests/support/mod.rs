@@ -10,6 +10,7 @@
 
 pub(crate) mod network;
 pub(crate) mod official;
+pub(crate) mod ours;
 pub(crate) mod peer;
 
 use std::convert::Infallible;
@@ -88,9 +89,14 @@ impl SeededRng {
         self.seed
     }
 
+    /// A seed for another generator.
+    pub(crate) fn next_seed(&mut self) -> u64 {
+        self.next_u64()
+    }
+
     /// An independent generator drawn from this one.
     pub(crate) fn fork(&mut self) -> Self {
-        Self::new(self.next_u64())
+        Self::new(self.next_seed())
     }
 
     /// A number below `bound`, which is not zero. The bias is irrelevant to a schedule.
@@ -134,6 +140,17 @@ impl TryRng for SeededRng {
 }
 
 impl TryCryptoRng for SeededRng {}
+
+impl Clone for SeededRng {
+    /// Goes on as the original does, and prints nothing.
+    fn clone(&self) -> Self {
+        Self {
+            seed: self.seed,
+            rng: self.rng.clone(),
+            announced: false,
+        }
+    }
+}
 
 impl Drop for SeededRng {
     fn drop(&mut self) {

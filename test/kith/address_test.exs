@@ -1,0 +1,4 @@
+defmodule Kith.AddressTest do
+  use ExUnit.Case, async: true
+  doctest Kith.Address
+end

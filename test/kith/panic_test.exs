@@ -1,0 +1,273 @@
+defmodule Kith.PanicTest do
+  # Arms panics by the name of the NIF, which others call too.
+  use ExUnit.Case, async: false
+
+  alias Kith.{ChildVM, Native}
+
+  @panics 1_000
+
+  setup do
+    {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
+    {:ok, database} = Native.sqlite_open(:memory, :full, 0)
+    {:ok, lease} = Native.sqlite_reset(database)
+    {alice, bob} = {device(vault, "alice"), device(vault, "bob")}
+
+    on_exit(fn -> for {nif, _arity} <- nifs(), do: :ok = Native.panic_arm("#{nif}", 0) end)
+
+    %{
+      vault: vault,
+      database: database,
+      lease: lease,
+      account: alice.account,
+      alice: alice,
+      bob: bob,
+      first_message: first_message(vault, alice, bob)
+    }
+  end
+
+  # One call for each NIF, so that the panic comes after real work.
+  defp call(:reasons, _), do: Native.reasons()
+  defp call(:panic_location, _), do: Native.panic_location()
+  defp call(:vault_open, _), do: Native.vault_open("test", [{"test", {:key, <<7::256>>}}])
+  defp call(:account_create, c), do: Native.account_create(c.vault, "alice")
+  defp call(:self_seal, c), do: Native.self_seal(c.vault, c.account, "plaintext")
+  defp call(:self_open, c), do: Native.self_open(c.vault, c.account, "sealed")
+  defp call(:sqlite_open, _), do: Native.sqlite_open(:memory, :full, 0)
+  defp call(:sqlite_reset, c), do: Native.sqlite_reset(c.database)
+  defp call(:sqlite_commit, c), do: Native.sqlite_commit(c.database, c.lease)
+  defp call(:sqlite_rollback, c), do: Native.sqlite_rollback(c.database, c.lease)
+  defp call(:sqlite_checkpoint, c), do: Native.sqlite_checkpoint(c.database, c.lease)
+  defp call(:sqlite_close, c), do: Native.sqlite_close(c.database)
+
+  defp call(:sqlite_query, c),
+    do: Native.sqlite_query(c.database, c.lease, :single, "SELECT $1", [1])
+
+  defp call(:sqlite_execute, c),
+    do: Native.sqlite_execute(c.database, c.lease, :single, "SELECT 1; SELECT 2")
+
+  defp call(:identity_create, c), do: Native.identity_create(c.vault, c.account, 1)
+
+  defp call(:signed_prekey_create, %{alice: alice} = c),
+    do: Native.signed_prekey_create(c.vault, c.account, 1, alice.local.identity, 1)
+
+  defp call(:prekeys_create, c), do: Native.prekeys_create(c.vault, c.account, 1, 1, 1)
+  defp call(:bundle_verify, c), do: Native.bundle_verify(c.bob.bundle)
+
+  defp call(:session_encrypt, %{alice: alice, bob: bob} = c),
+    do: Native.session_encrypt(c.vault, c.account, alice.local, [recipient(bob)], "hello", 0)
+
+  defp call(:session_decrypt, %{bob: bob} = c),
+    do: Native.session_decrypt(c.vault, bob.account, bob.local, peer(bob), c.first_message, 0)
+
+  defp call(:session_info, %{bob: bob} = c),
+    do: Native.session_info(c.vault, bob.account, {"bob", 1}, peer(bob), 0)
+
+  defp call(:message_inspect, %{first_message: {type, body}}),
+    do: Native.message_inspect(type, body)
+
+  defp call(:identity_seal, %{bob: bob} = c),
+    do: Native.identity_seal(c.vault, c.account, {"alice", 1}, {"bob", 1}, bob.public, true)
+
+  defp call(:identity_open, c),
+    do: Native.identity_open(c.vault, c.account, {"alice", 1}, {"bob", 1}, "sealed")
+
+  defp call(:safety_number, %{alice: alice, bob: bob}),
+    do: Native.safety_number("alice", alice.public, "bob", bob.public)
+
+  defp call(:safety_number_matches, %{alice: alice, bob: bob}),
+    do: Native.safety_number_matches("alice", alice.public, "bob", bob.public, "scanned")
+
+  defp call(nif, _context) do
+    flunk("""
+    Kith.Native.#{nif} has no call in #{Path.relative_to_cwd(__ENV__.file)}. Add one above, with any \
+    arguments of the right types, so that its panics are tested.\
+    """)
+  end
+
+  # What arms the others does not run inside what it tests.
+  defp nifs, do: Native.module_info(:nifs) -- [panic_arm: 2]
+
+  test "#{@panics} panics in every kind of call are errors, and the call then works", context do
+    for {nif, _arity} <- nifs() do
+      assert Native.panic_arm("#{nif}", @panics) == :ok
+
+      for _ <- 1..@panics do
+        assert call(nif, context) == {:error, :panic}
+      end
+
+      assert call(nif, context) != {:error, :panic}, "#{nif} panics by itself"
+    end
+  end
+
+  test "panics in several processes at once are errors", context do
+    nifs = nifs() -- [sqlite_close: 1, panic_location: 0]
+    for {nif, _arity} <- nifs, do: :ok = Native.panic_arm("#{nif}", 200)
+
+    panics =
+      1..4
+      |> Task.async_stream(
+        fn _ -> for _ <- 1..50, {nif, _arity} <- nifs, do: call(nif, context) end,
+        timeout: :infinity
+      )
+      |> Enum.flat_map(fn {:ok, answers} -> answers end)
+      |> Enum.count(&(&1 == {:error, :panic}))
+
+    assert panics == 200 * length(nifs)
+  end
+
+  test "a vault, a session and a database are as good as before", context do
+    %{vault: vault, account: account, database: database} = context
+    {:ok, sealed} = Native.self_seal(vault, account, "diary")
+    query = &Native.sqlite_query(database, &1, :single, &2, [])
+    {:ok, _} = query.(context.lease, "CREATE TABLE notes (id INTEGER)")
+
+    for {nif, _arity} <- nifs() -- [sqlite_close: 1] do
+      :ok = Native.panic_arm("#{nif}", 3)
+      for _ <- 1..3, do: {:error, :panic} = call(nif, context)
+    end
+
+    assert {:ok, %{plaintext: "hello"}} = call(:session_decrypt, context)
+    assert {:ok, "diary"} = Native.self_open(vault, account, sealed)
+    {:ok, lease} = Native.sqlite_reset(database)
+    assert {:ok, %{num_rows: 1}} = query.(lease, "INSERT INTO notes VALUES (1)")
+  end
+
+  test "a panic inside a transaction rolls it back and frees the database" do
+    db = start_database()
+
+    assert {:error, :rollback} =
+             Kith.SQLite.transaction(db, fn ->
+               {:ok, _} = Kith.SQLite.query(db, "INSERT INTO notes VALUES (1)")
+               :ok = Native.panic_arm("sqlite_query", 1)
+
+               assert {:error, %Kith.SQLite.Error{kind: :panic}} =
+                        Kith.SQLite.query(db, "INSERT INTO notes VALUES (2)")
+             end)
+
+    assert {:ok, %{rows: []}} = Kith.SQLite.query(db, "SELECT * FROM notes")
+  end
+
+  test "a panic in a commit or a rollback leaves no transaction behind" do
+    db = start_database()
+
+    for {nif, expected} <- [{"sqlite_commit", :error}, {"sqlite_rollback", :error}] do
+      :ok = Native.panic_arm(nif, 1)
+
+      assert {^expected, _} =
+               Kith.SQLite.transaction(db, fn ->
+                 {:ok, _} = Kith.SQLite.query(db, "INSERT INTO notes VALUES (1)")
+                 if nif == "sqlite_rollback", do: Kith.SQLite.rollback(db, :no)
+               end)
+
+      assert {:ok, :ok} =
+               Kith.SQLite.transaction(db, fn ->
+                 {:ok, _} = Kith.SQLite.query(db, "DELETE FROM notes")
+                 :ok
+               end)
+    end
+  end
+
+  test "a panic prints nothing, keeps nothing of its text and says where it was" do
+    child = """
+    :ok = Kith.Native.panic_arm("reasons", 2)
+    {:error, :panic} = Kith.Native.reasons()
+    {:error, :panic} = Kith.Native.reasons()
+    {:ok, [_ | _]} = Kith.Native.reasons()
+    {:ok, place} = Kith.Native.panic_location()
+    IO.puts("alive after a panic at " <> place)
+    """
+
+    assert {output, 0} = ChildVM.run(child)
+    assert output =~ ~r{\Aalive after a panic at kith_nif/src/seam\.rs:\d+\n\z}
+  end
+
+  @tag timeout: 600_000
+  test "a library that aborts on panic refuses to be loaded" do
+    child = """
+    IO.puts(Exception.message(try do
+      Kith.Native.reasons()
+    rescue
+      error in Kith.NifNotLoadedError -> error
+    end))
+    """
+
+    assert {output, 0} = ChildVM.run(child, library: aborting_library())
+    assert output =~ ~s(it must be built with panic = "unwind")
+
+    # The same VM with the library of the tests, so that it is the library that made the difference.
+    assert {output, 0} = ChildVM.run("{:ok, [_ | _]} = Kith.Native.reasons(); IO.puts(:loaded)")
+    assert output == "loaded\n"
+  end
+
+  # Only the last crate is built to abort: rustler itself does not compile so. The result is kept
+  # until the library changes, because cargo keeps one build of the two.
+  defp aborting_library do
+    installed = File.read!(ChildVM.installed_library())
+    name = Base.encode16(:crypto.hash(:sha256, installed), case: :lower)
+    kept = Path.join([Mix.Project.build_path(), "panic_abort", name <> ".so"])
+
+    if not File.exists?(kept) do
+      target = System.get_env("CARGO_TARGET_DIR") || Path.expand("target")
+
+      arguments =
+        ~w(rustc --locked --quiet --package kith_nif --lib --profile inject) ++
+          ~w(--features panic_injection --target-dir #{target} -- -C panic=abort)
+
+      assert {"", 0} = System.cmd("cargo", arguments, stderr_to_stdout: true)
+      built = File.read!(Path.join(target, "inject/libkith_nif.so"))
+      assert built != installed
+
+      File.rm_rf!(Path.dirname(kept))
+      File.mkdir_p!(Path.dirname(kept))
+      File.write!(kept, built)
+    end
+
+    kept
+  end
+
+  defp start_database do
+    pid = start_supervised!({Kith.SQLite, path: :memory})
+    db = Kith.SQLite.handle(pid)
+    :ok = Kith.SQLite.execute(db, "CREATE TABLE notes (id INTEGER)")
+    db
+  end
+
+  defp device(vault, user) do
+    {:ok, data_key} = Native.account_create(vault, user)
+    account = {user, data_key}
+    {:ok, {public, identity, registration_id}} = Native.identity_create(vault, account, 1)
+    {:ok, signed} = Native.signed_prekey_create(vault, account, 1, identity, 1)
+    {:ok, [{2, prekey, sealed_prekey}]} = Native.prekeys_create(vault, account, 1, 2, 1)
+    {1, signed_prekey, signature, sealed_signed_prekey} = signed
+
+    %{
+      user: user,
+      account: account,
+      public: public,
+      local: %{device: 1, registration_id: registration_id, identity: identity},
+      sealed: %{prekey: sealed_prekey, signed_prekey: sealed_signed_prekey},
+      bundle: %{
+        registration_id: registration_id,
+        identity_key: public,
+        signed_prekey: {1, signed_prekey, signature},
+        prekey: {2, prekey}
+      }
+    }
+  end
+
+  defp recipient(%{user: user, bundle: bundle}),
+    do: %{user: user, device: 1, generation: 0, state: nil, identity: nil, bundle: bundle}
+
+  # What bob has stored about alice, of whom he has not heard.
+  defp peer(bob) do
+    unknown = %{user: "alice", device: 1, generation: 0, state: nil, identity: nil}
+    unknown |> Map.merge(%{archive: [], skipped: []}) |> Map.merge(bob.sealed)
+  end
+
+  defp first_message(vault, alice, bob) do
+    {:ok, [{:ok, %{type: type, body: body}}]} =
+      Native.session_encrypt(vault, alice.account, alice.local, [recipient(bob)], "hello", 0)
+
+    {type, body}
+  end
+end

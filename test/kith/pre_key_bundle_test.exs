@@ -1,0 +1,66 @@
+defmodule Kith.PreKeyBundleTest do
+  use Kith.Case, async: true
+
+  alias Kith.PreKeyBundle
+
+  setup do
+    kith = start_kith!()
+    register!(kith, ["ben"])
+    %{kith: kith, bundle: Kith.pre_key_bundle!(kith, "ben")}
+  end
+
+  test "survives its form for JSON", %{bundle: bundle} do
+    map = PreKeyBundle.to_map(bundle)
+    assert PreKeyBundle.from_map(map) == {:ok, bundle}
+
+    full = %{bundle | prekeys: [bundle.prekey], prekey: nil}
+    assert PreKeyBundle.from_map(PreKeyBundle.to_map(full)) == {:ok, full}
+  end
+
+  test "needs neither an owner nor one-time prekeys", %{bundle: bundle} do
+    map = bundle |> PreKeyBundle.to_map() |> Map.drop(~w(user device prekey prekeys))
+    assert {:ok, %PreKeyBundle{user: nil, prekey: nil, prekeys: []}} = PreKeyBundle.from_map(map)
+  end
+
+  test "of any other shape is malformed", %{bundle: bundle} do
+    map = PreKeyBundle.to_map(bundle)
+
+    for {key, _} <- map,
+        value <- [
+          "",
+          "!\0",
+          1.5,
+          -1,
+          4_294_967_296,
+          [],
+          [1],
+          [nil | 1],
+          %{},
+          %{"id" => 1},
+          <<255>>
+        ],
+        not (key == "prekeys" and value == []) do
+      assert reason(PreKeyBundle.from_map(%{map | key => value})) in [:malformed, :too_large],
+             "#{key}: #{inspect(value)}"
+    end
+
+    fields = Map.from_struct(bundle)
+
+    for {key, value} <- [
+          identity_key: <<6, 0::256>>,
+          identity_key: <<5, 0::248>>,
+          registration_id: nil,
+          signed_prekey: Map.delete(bundle.signed_prekey, :signature),
+          prekey: %{id: 1, public_key: <<5>>},
+          prekeys: [%{}],
+          prekeys: :none
+        ] do
+      assert reason(PreKeyBundle.new(%{fields | key => value})) == :malformed
+    end
+  end
+
+  test "prints ids and no keys", %{bundle: bundle} do
+    assert inspect(bundle) ==
+             ~s(#Kith.PreKeyBundle<"ben"/1, signed prekey 1, one-time prekey 1, 0 published>)
+  end
+end

@@ -1,0 +1,320 @@
+defmodule Kith.StoreTest do
+  # One repository module, so one test at a time.
+  use Kith.Case, async: false
+  doctest Kith.Store.SQL
+
+  alias Kith.{Error, Migration, SQLite}
+  alias Kith.Store.{Prekeys, Sessions}
+  alias Kith.Test.Repo
+
+  setup do
+    start_supervised!(
+      {SQLite, path: Path.join(tmp_dir!(), "store.db"), name: __MODULE__.Database}
+    )
+
+    handle = SQLite.handle(__MODULE__.Database)
+    Repo.connect(handle)
+    %{handle: handle}
+  end
+
+  defp start_on_repo!(options \\ []) do
+    :ok = Migration.run(Repo)
+    start_kith!([repo: Repo] ++ options)
+  end
+
+  describe "a repository" do
+    test "carries the whole of Kith" do
+      kith = start_on_repo!()
+      converse!(kith, "anna", "ben")
+      register!(kith, ~w(cleo dan))
+
+      for {member, {:ok, envelope}} <-
+            Kith.encrypt_group!(kith, "anna", ~w(ben cleo dan), "hello"),
+          do: assert(Kith.decrypt!(kith, member, envelope) == "hello")
+
+      Kith.reset_session!(kith, "anna", "ben")
+      assert send!(kith, "ben", "anna", "again") == "again"
+    end
+
+    test "that is not migrated stops the instance with what to do" do
+      Process.flag(:trap_exit, true)
+      assert {:error, reason} = Kith.start_link(defaults(repo: Repo, name: make_ref()))
+      assert inspect(reason) =~ "run Kith.Migration.run(Kith.Test.Repo)"
+    end
+  end
+
+  describe "a lost race" do
+    test "is tried again up to :max_attempts, then it is :stale, and nothing is written" do
+      kith = start_on_repo!(max_attempts: 4)
+      register!(kith, ["anna", "ben"])
+      lose_races(:always)
+
+      assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :stale
+      assert attempts() == 4
+      Repo.intercept(fn _, run -> run.() end)
+      assert Kith.prekey_count!(kith, "ben") == 100
+      assert send!(kith, "anna", "ben", "x") == "x"
+    end
+
+    test "once does not show" do
+      kith = start_on_repo!()
+      register!(kith, ["anna", "ben"])
+      lose_races(1)
+      envelope = Kith.encrypt!(kith, "anna", "ben", "x")
+      assert attempts() == 2
+      lose_races(1)
+      assert Kith.decrypt!(kith, "ben", envelope) == "x"
+      assert attempts() == 2
+    end
+
+    test "is not tried again inside a transaction of the application" do
+      kith = start_on_repo!()
+      register!(kith, ["anna", "ben"])
+      lose_races(:always)
+
+      Repo.transaction(
+        fn -> send(self(), {:reason, reason(Kith.encrypt(kith, "anna", "ben", "x"))}) end,
+        log: false
+      )
+
+      assert_received {:reason, :stale}
+      assert attempts() == 1
+    end
+  end
+
+  describe "a database that fails" do
+    test "is :storage wherever it fails, and nothing is written" do
+      kith = start_on_repo!()
+      converse!(kith, "anna", "ben")
+      envelope = Kith.encrypt!(kith, "ben", "anna", "x")
+      before = rows()
+
+      for call <- [
+            fn -> Kith.encrypt(kith, "anna", "ben", "x") end,
+            fn -> Kith.encrypt_group(kith, "anna", ["ben"], "x") end,
+            fn -> Kith.decrypt(kith, "anna", envelope) end,
+            fn -> Kith.register(kith, "cleo") end,
+            fn -> Kith.unregister(kith, "ben") end,
+            fn -> Kith.reset_session(kith, "anna", "ben") end,
+            fn -> Kith.trust(kith, "anna", "ben", verified: true) end
+          ] do
+        statements = count_statements(call)
+        assert statements > 1
+
+        for nth <- 1..statements do
+          fail_at(nth)
+          assert {:error, %Error{reason: :storage}} = call.()
+          Repo.intercept(fn _, run -> run.() end)
+          assert rows() == before
+        end
+      end
+
+      assert Kith.decrypt!(kith, "anna", envelope) == "x"
+    end
+
+    test "that stopped is :storage", %{handle: handle} do
+      kith = start_on_repo!()
+      register!(kith, ["anna", "ben"])
+      stop_supervised!({SQLite, __MODULE__.Database})
+      assert {:error, %Error{reason: :storage} = error} = Kith.encrypt(kith, "anna", "ben", "x")
+      assert Exception.message(error) =~ "not running"
+      refute SQLite.in_transaction?(handle)
+    end
+
+    test "in PostgreSQL is told by its code, since its text may quote a row" do
+      kith = start_on_repo!()
+
+      error = %{
+        __struct__: Postgrex.Error,
+        postgres: %{code: :not_null_violation, detail: "secret"}
+      }
+
+      Repo.intercept(fn _, _ -> {:error, error} end)
+      assert {:error, %Error{reason: :storage, detail: detail}} = Kith.register(kith, "anna")
+      assert detail == "PostgreSQL says not_null_violation"
+
+      deadlock = %{error | postgres: %{code: :deadlock_detected}}
+      Repo.intercept(fn _, _ -> {:error, deadlock} end)
+      assert reason(Kith.register(kith, "anna")) == :stale
+    end
+  end
+
+  describe "Sessions" do
+    setup %{handle: handle} do
+      :ok = Migration.run(handle)
+      %{me: {"anna", 1}, peer: {"ben", 2}}
+    end
+
+    test "are written when each is the next generation", %{handle: db, me: me, peer: peer} do
+      other = {"cleo", 1}
+      assert Sessions.put(db, me, [{peer, 1, "s1", "i"}, {other, 1, "t1", nil}], 5) == 2
+      assert Sessions.put(db, me, [{peer, 2, "s2", "i"}, {other, 3, "t3", nil}], 6) == 1
+      assert Sessions.put(db, me, [{peer, 2, "lost", "i"}], 7) == 0
+      assert Sessions.put(db, me, [{peer, 4, "lost", "i"}], 7) == 0
+
+      assert Sessions.fetch(db, me, peer) == %{generation: 2, state: "s2", identity: "i"}
+
+      assert Sessions.fetch_many(db, me, [peer, {"ben", 1}, other]) == %{
+               peer => %{generation: 2, state: "s2", identity: "i"},
+               {"ben", 1} => %{generation: 0, state: nil, identity: nil},
+               other => %{generation: 1, state: "t1", identity: nil}
+             }
+    end
+
+    test "are written by the thousand", %{handle: db, me: me} do
+      rows = for n <- 1..2_500, do: {{"peer #{n}", 1}, 1, "state", nil}
+      assert Sessions.put(db, me, rows, 0) == 2_500
+      assert map_size(Sessions.fetch_many(db, me, Enum.map(rows, &elem(&1, 0)))) == 2_500
+    end
+
+    test "keep their row and count on when they end", %{handle: db, me: me, peer: peer} do
+      Sessions.put(db, me, [{peer, 1, "s", "i"}], 0)
+      assert Sessions.drop_state(db, me, peer, 0) == 1
+      assert Sessions.drop_state(db, me, peer, 0) == 0
+      assert Sessions.fetch(db, me, peer) == %{generation: 2, state: nil, identity: "i"}
+      assert Sessions.forget(db, me, peer, 0) == 1
+      assert Sessions.fetch(db, me, peer) == %{generation: 3, state: nil, identity: nil}
+    end
+
+    test "lose their oldest skipped keys first, of the chain that is named", %{
+      handle: db,
+      me: me,
+      peer: peer
+    } do
+      keys = for n <- 5..1//-1, do: {"chain", n, "key #{n}"}
+      Sessions.insert_skipped(db, me, peer, "id", keys ++ [{"other", 1, "key"}])
+      Sessions.insert_skipped(db, {"anna", 2}, peer, "id", keys)
+      assert Sessions.evict_skipped(db, me, peer, "id", {"chain", 3}) == 3
+
+      counters = fn me, chain ->
+        for n <- 1..5, Sessions.skipped(db, me, peer, chain, n) != [], do: n
+      end
+
+      assert counters.(me, "chain") == [4, 5]
+      assert counters.(me, "other") == [1]
+      assert counters.({"anna", 2}, "chain") == [1, 2, 3, 4, 5]
+      assert Sessions.delete_skipped(db, me, peer, "id", {"chain", 4}) == 1
+      assert Sessions.delete_skipped_of_chain(db, me, peer, "id", "chain") == 1
+      assert Sessions.delete_skipped_of_session(db, me, peer, "id") == 1
+    end
+
+    test "are archived in order", %{handle: db, me: me, peer: peer} do
+      Sessions.insert_archived(db, me, [
+        {peer, {"a", 3, "s"}},
+        {peer, {"b", 9, "s"}},
+        {peer, {"c", 6, "s"}}
+      ])
+
+      Sessions.insert_archived(db, me, [{peer, {"a", 7, "t"}}])
+      assert Sessions.archive(db, me, peer) == [{"b", 9, "s"}, {"a", 7, "t"}, {"c", 6, "s"}]
+      Sessions.delete_archived(db, me, peer, "b")
+      assert length(Sessions.archive(db, me, peer)) == 2
+    end
+  end
+
+  describe "Prekeys" do
+    setup %{handle: handle} do
+      :ok = Migration.run(handle)
+      keys = for id <- 1..3, do: {id, "public #{id}", nil, "sealed #{id}"}
+      Prekeys.insert(handle, {"ben", 1}, :one_time, keys, 0)
+      %{me: {"ben", 1}}
+    end
+
+    test "are handed out from the oldest on, once, and put back by id", %{handle: db, me: me} do
+      assert Prekeys.claim(db, me, 1) == {1, "public 1"}
+      assert Prekeys.claim(db, me, 1) == {2, "public 2"}
+      Prekeys.release(db, me, 1)
+      assert Prekeys.stock(db, [me]) == %{me => 2}
+      assert Prekeys.claim(db, me, 1) == {1, "public 1"}
+      assert Prekeys.claim(db, me, 1) == {3, "public 3"}
+      assert Prekeys.claim(db, me, 1) == nil
+      assert Prekeys.stock(db, [me]) == %{}
+    end
+
+    test "that a message has used are not handed out", %{handle: db, me: me} do
+      Prekeys.mark_used(db, me, 1, 5)
+      assert Prekeys.claim(db, me, 1) == {2, "public 2"}
+    end
+
+    test "are found by both ids, within the grace", %{handle: db, me: me} do
+      Prekeys.insert(db, me, :signed, [{1, "public", "signature", "signed 1"}], 0)
+      assert Prekeys.private_halves(db, me, 3, 1, 0) == {"sealed 3", "signed 1"}
+      assert Prekeys.private_halves(db, me, nil, 1, 0) == {nil, "signed 1"}
+      assert Prekeys.private_halves(db, me, 9, 9, 0) == {nil, nil}
+
+      Prekeys.mark_used(db, me, 3, 100)
+      Prekeys.mark_used(db, me, 3, 900)
+      assert Prekeys.private_halves(db, me, 3, 1, 99) == {"sealed 3", "signed 1"}
+      assert Prekeys.private_halves(db, me, 3, 1, 100) == {nil, "signed 1"}
+      assert Prekeys.delete_used(db, me, 99) == 0
+      assert Prekeys.delete_used(db, me, 100) == 1
+    end
+
+    test "remember a base key once per device", %{handle: db, me: me} do
+      assert Prekeys.insert_base_key(db, me, {1, "base"}, 0) == 1
+      assert Prekeys.insert_base_key(db, me, {1, "base"}, 1) == 0
+      assert Prekeys.insert_base_key(db, {"ben", 2}, {1, "base"}, 1) == 1
+    end
+  end
+
+  defp rows do
+    for table <-
+          ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions signal_base_keys) do
+      {:ok, %{rows: rows}} = Repo.query("SELECT * FROM #{table}", [], log: false)
+      Enum.sort(rows)
+    end
+  end
+
+  # Every write of a session finds another writer's generation, `times` times.
+  defp lose_races(times) do
+    counter = :counters.new(1, [])
+    :persistent_term.put({__MODULE__, :attempts}, counter)
+
+    Repo.intercept(fn sql, run ->
+      if sql =~ "INSERT INTO signal_sessions" do
+        :counters.add(counter, 1, 1)
+
+        if times == :always or :counters.get(counter, 1) <= times,
+          do: {:ok, %{rows: nil, num_rows: 0}},
+          else: run.()
+      else
+        run.()
+      end
+    end)
+  end
+
+  defp attempts, do: :counters.get(:persistent_term.get({__MODULE__, :attempts}), 1)
+
+  # How many statements a call makes, in a transaction that is rolled back.
+  defp count_statements(call) do
+    counter = :counters.new(1, [])
+
+    Repo.intercept(fn _, run ->
+      :counters.add(counter, 1, 1)
+      run.()
+    end)
+
+    {:error, :undo} =
+      Repo.transaction(
+        fn ->
+          {:ok, _} = call.()
+          SQLite.rollback(SQLite.handle(__MODULE__.Database), :undo)
+        end,
+        log: false
+      )
+
+    :counters.get(counter, 1)
+  end
+
+  defp fail_at(nth) do
+    counter = :counters.new(1, [])
+
+    Repo.intercept(fn _, run ->
+      :counters.add(counter, 1, 1)
+
+      if :counters.get(counter, 1) == nth,
+        do: {:error, %SQLite.Error{kind: :full, message: "the disk is full"}},
+        else: run.()
+    end)
+  end
+end

@@ -1,0 +1,256 @@
+defmodule Kith.TelemetryTest do
+  # Handlers and the flag of the library's presence are global.
+  use Kith.Case, async: false
+
+  alias Kith.{Native, Telemetry}
+
+  # The contract is tested against the real library. Where there is none, somebody has to say so.
+  @without System.get_env("KITH_WITHOUT_TELEMETRY") == "1"
+  @moduletag skip: if(@without, do: "KITH_WITHOUT_TELEMETRY=1", else: false)
+
+  setup_all do
+    unless Code.ensure_loaded?(:telemetry) do
+      raise "the library :telemetry is not on the code path: put it into ERL_LIBS, or set " <>
+              "KITH_WITHOUT_TELEMETRY=1 to leave its contract untested"
+    end
+
+    {:ok, _} = Application.ensure_all_started(:telemetry)
+    Telemetry.detect()
+    assert Telemetry.available?()
+    :ok
+  end
+
+  setup do
+    kith = start_kith!(one_time_prekeys: 5, replenish_below: 5)
+    attach(Map.keys(contract()))
+    %{kith: kith}
+  end
+
+  test "every event of the table is emitted, with the keys of the table and no others", %{
+    kith: kith
+  } do
+    register!(kith, ~w(anna ben cleo))
+    first = Kith.encrypt!(kith, "anna", "ben", "hello")
+    Kith.decrypt!(kith, "ben", first)
+    {:error, _} = Kith.decrypt(kith, "ben", first)
+    {:error, _} = Kith.decrypt(kith, "ben", "junk")
+    {:error, _} = Kith.encrypt(kith, "anna", "nobody", "hello")
+    Kith.encrypt_group!(kith, "anna", ~w(ben cleo nobody), "hello")
+    Kith.replenish!(kith, "ben")
+    :ok = Native.panic_arm("session_encrypt", 1)
+    {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
+
+    for name <- [[:session, :encrypt], [:session, :decrypt], [:group, :encrypt]] do
+      # Nothing in Kith raises inside a span; a bug would.
+      metadata = start_metadata(kith, [:kith | name])
+      assert catch_error(Telemetry.span([:kith | name], metadata, fn -> raise "a bug" end))
+    end
+
+    events = received(kith)
+    contract = contract()
+
+    assert Enum.sort(Enum.uniq(for {event, _, _} <- events, do: event)) ==
+             Enum.sort(Map.keys(contract))
+
+    for {event, measurements, metadata} <- events do
+      {wanted_measurements, wanted_metadata} = contract[event]
+      assert Enum.sort(Map.keys(measurements)) == wanted_measurements, inspect(event)
+      metadata = Map.delete(metadata, :telemetry_span_context)
+      assert Enum.sort(Map.keys(metadata)) == wanted_metadata, inspect(event)
+
+      for {name, value} <- measurements,
+          name != :monotonic_time,
+          do: assert(is_integer(value) and value >= 0)
+    end
+  end
+
+  test "the spans of a message say who, how much and how it went", %{kith: kith} do
+    register!(kith, ~w(anna ben))
+    received(kith)
+    envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+    size = byte_size(envelope.body)
+    events = received(kith)
+
+    assert [{_, %{plaintext_size: 5, message_size: ^size, duration: duration}, metadata}] =
+             events(events, [:session, :encrypt, :stop])
+
+    assert duration > 0
+
+    assert %{
+             instance: ^kith,
+             user_id: "anna",
+             device_id: 1,
+             peer_id: "ben",
+             peer_device_id: 1,
+             result: :ok,
+             reason: nil,
+             type: :prekey
+           } = metadata
+
+    assert [{_, %{sessions: 1}, %{role: :initiator, user_id: "anna", result: :ok}}] =
+             events(events, [:session, :establish, :stop])
+
+    assert [{_, %{count: 1, remaining: 4}, %{user_id: "ben"}}] =
+             events(events, [:prekeys, :claim, :stop])
+
+    {:error, _} = Kith.decrypt(kith, "ben", %{envelope | body: corrupt(envelope.body, 10)})
+    assert "hello" = Kith.decrypt!(kith, "ben", envelope)
+    {:error, _} = Kith.decrypt(kith, "ben", envelope)
+    {:error, _} = Kith.decrypt(kith, "ben", "junk")
+    events = received(kith)
+
+    assert [:tampered, nil, :duplicate, :malformed] =
+             for(
+               {_, _, metadata} <- events(events, [:session, :decrypt, :stop]),
+               do: metadata.reason
+             )
+
+    assert [0, 5, 0, 0] =
+             for({_, m, _} <- events(events, [:session, :decrypt, :stop]), do: m.plaintext_size)
+
+    assert [{_, %{sessions: 1}, %{role: :responder, user_id: "ben"}}] =
+             events(events, [:session, :establish, :stop])
+  end
+
+  test "a fan-out is one span with its counts", %{kith: kith} do
+    register!(kith, ~w(anna ben cleo))
+    received(kith)
+    results = Kith.encrypt_group!(kith, "anna", ~w(anna ben cleo nobody), "hello")
+    size = for({_, {:ok, envelope}} <- results, do: byte_size(envelope.body)) |> Enum.sum()
+    events = received(kith)
+
+    assert [
+             {_, %{recipients: 3, failed: 1, message_size: ^size, plaintext_size: 5},
+              %{result: :ok}}
+           ] = events(events, [:group, :encrypt, :stop])
+
+    assert [{_, %{sessions: 2}, _}] = events(events, [:session, :establish, :stop])
+    assert [] = events(events, [:session, :encrypt, :stop])
+  end
+
+  test "what was rolled back is not reported", %{kith: kith} do
+    register!(kith, ~w(anna ben))
+    received(kith)
+    :ok = Native.panic_arm("session_encrypt", 1)
+    {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
+    events = received(kith)
+    assert [] = events(events, [:prekeys, :claim, :stop])
+
+    assert [{_, %{count: 1}, %{instance: ^kith, function: :session_encrypt}}] =
+             events(events, [:nif, :panic])
+
+    assert [{_, _, %{result: :error, reason: :panic}}] =
+             events(events, [:session, :encrypt, :stop])
+
+    assert Kith.prekey_count!(kith, "ben") == 5
+  end
+
+  test "start and stop share a context, and an exception hides what the function was called with",
+       %{kith: kith} do
+    metadata = start_metadata(kith, [:kith, :session, :encrypt])
+
+    error =
+      catch_error(
+        Telemetry.span([:kith, :session, :encrypt], metadata, fn ->
+          String.to_integer("secret words")
+        end)
+      )
+
+    assert %ArgumentError{} = error
+    assert [{_, _, start}, {_, %{duration: _}, exception}] = received(kith)
+    assert start.telemetry_span_context == exception.telemetry_span_context
+    assert exception.kind == :error
+    assert exception.reason == :badarg
+    refute inspect(exception) =~ "secret"
+  end
+
+  test "nothing but ids, numbers and atoms is in any event", %{kith: kith} do
+    register!(kith, ~w(anna ben))
+    received(kith)
+    for _ <- 1..3, do: send!(kith, "anna", "ben", "secret words")
+    send!(kith, "ben", "anna", "secret words")
+    Kith.encrypt!(kith, "anna", "anna", "secret words")
+
+    for {_, measurements, metadata} <- received(kith),
+        map <- [measurements, metadata],
+        {_, value} <- map do
+      assert is_integer(value) or is_atom(value) or is_reference(value) or
+               value in ["anna", "ben"]
+    end
+  end
+
+  test "without the library everything works and nothing is emitted", %{kith: kith} do
+    :persistent_term.put(Telemetry, false)
+    on_exit(fn -> Telemetry.detect() end)
+    register!(kith, ~w(anna ben))
+    assert send!(kith, "anna", "ben", "hello") == "hello"
+    assert [{"ben", {:ok, _}}] = Kith.encrypt_group!(kith, "anna", ["ben"], "hello")
+    assert received(kith) == []
+  end
+
+  test "a handler that uses the instance does not wait for itself", %{kith: kith} do
+    register!(kith, ~w(anna ben))
+    test = self()
+
+    :ok =
+      :telemetry.attach(
+        "counting",
+        [:kith, :prekeys, :claim, :stop],
+        fn _, _, %{instance: instance, user_id: user}, _ ->
+          send(test, {:counted, Kith.prekey_count!(instance, user)})
+        end,
+        nil
+      )
+
+    on_exit(fn -> :telemetry.detach("counting") end)
+    Kith.encrypt!(kith, "anna", "ben", "x")
+    assert_received {:counted, count} when count in 4..5
+  end
+
+  defp attach(events) do
+    id = make_ref()
+    :ok = :telemetry.attach_many(id, events, &__MODULE__.forward/4, self())
+    on_exit(fn -> :telemetry.detach(id) end)
+  end
+
+  def forward(event, measurements, metadata, pid),
+    do: send(pid, {:event, event, measurements, metadata})
+
+  defp received(kith) do
+    receive do
+      {:event, event, measurements, %{instance: ^kith} = metadata} ->
+        [{event, measurements, metadata} | received(kith)]
+    after
+      0 -> []
+    end
+  end
+
+  defp events(events, name), do: Enum.filter(events, &(elem(&1, 0) == [:kith | name]))
+
+  defp start_metadata(kith, event) do
+    {_, keys} = contract()[event ++ [:start]]
+    Map.merge(Map.new(keys, &{&1, nil}), %{instance: kith})
+  end
+
+  # The table of the moduledoc: %{event => {measurements, metadata}}, where "the same" is that of :start.
+  defp contract do
+    {:docs_v1, _, _, _, %{"en" => moduledoc}, _, _} = Code.fetch_docs(Telemetry)
+
+    for [_, event, measurements, metadata] <-
+          Regex.scan(~r/^\| `\[([^\]]+)\]` \| ([^|]+) \| ([^|]+) \|$/m, moduledoc),
+        reduce: %{} do
+      contract ->
+        event = for ":" <> name <- String.split(event, ", "), do: String.to_atom(name)
+        own = names(metadata)
+
+        inherited =
+          if metadata =~ "the same",
+            do: contract |> Map.fetch!(List.replace_at(event, -1, :start)) |> elem(1),
+            else: []
+
+        Map.put(contract, event, {Enum.sort(names(measurements)), Enum.sort(own ++ inherited)})
+    end
+  end
+
+  defp names(cell), do: for([_, name] <- Regex.scan(~r/`(\w+)`/, cell), do: String.to_atom(name))
+end

@@ -1,0 +1,90 @@
+defmodule Kith.Case do
+  @moduledoc false
+  # Instances with a name and a database of their own, so that every test runs beside the others.
+  use ExUnit.CaseTemplate
+
+  using do
+    quote do
+      import Kith.Case
+    end
+  end
+
+  @key Base.decode64!("a2l0aCB0ZXN0IGtleS1lbmNyeXB0aW9uIGtleSAwMSE=")
+
+  @doc "Starts an instance and returns its name. Takes the options of Kith."
+  def start_kith!(options \\ []) do
+    name = Keyword.get_lazy(options, :name, &make_ref/0)
+    start_supervised!({Kith, options |> defaults() |> Keyword.put(:name, name)}, id: name)
+    name
+  end
+
+  @doc "Stops an instance as an operator does."
+  def stop_kith!(name), do: :ok = stop_supervised(name)
+
+  @doc "Options with a fresh database and a key for tests."
+  def defaults(options \\ []) do
+    options = Keyword.put_new(options, :keys, current: {"test", {:key, @key}})
+
+    if options[:repo] do
+      options
+    else
+      options
+      |> Keyword.put_new_lazy(:database, fn -> Path.join(tmp_dir!(), "kith.db") end)
+      |> Keyword.put_new(:synchronous, :normal)
+    end
+  end
+
+  @doc "A folder of its own that goes with the test."
+  def tmp_dir! do
+    path =
+      Path.join(
+        System.tmp_dir!(),
+        "kith-test-#{System.unique_integer([:positive])}-#{System.pid()}"
+      )
+
+    File.mkdir_p!(path)
+    on_exit(fn -> File.rm_rf!(path) end)
+    path
+  end
+
+  @doc "Registers each user."
+  def register!(name, users), do: Enum.each(users, &Kith.register!(name, &1))
+
+  @doc "Two registered users with a session in which both have spoken."
+  def converse!(name, a, b) do
+    register!(name, [a, b])
+    "hello" = send!(name, a, b, "hello")
+    "hi" = send!(name, b, a, "hi")
+    "well" = send!(name, a, b, "well")
+    :ok
+  end
+
+  @doc "Encrypts and decrypts one message."
+  def send!(name, from, to, plaintext),
+    do: Kith.decrypt!(name, to, Kith.encrypt!(name, from, to, plaintext))
+
+  @doc "The reason of an error."
+  def reason({:error, %Kith.Error{reason: reason}}), do: reason
+  def reason(other), do: other
+
+  @doc "Runs SQL on the database of an instance."
+  def sql!(name, sql, params \\ []) do
+    {:ok, result} = Kith.SQLite.query(Kith.Instance.fetch!(name).repo, sql, params)
+    result.rows || result.num_rows
+  end
+
+  @doc "Every row of every table of Kith, to compare before and after."
+  def dump(name) do
+    for table <- ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions
+                    signal_archived_sessions signal_skipped_keys signal_base_keys),
+        into: %{} do
+      {table, Enum.sort(sql!(name, "SELECT * FROM #{table}"))}
+    end
+  end
+
+  @doc "Changes one byte of a binary."
+  def corrupt(binary, position, mask \\ 1) do
+    <<before::binary-size(position), byte, rest::binary>> = binary
+    <<before::binary, Bitwise.bxor(byte, mask), rest::binary>>
+  end
+end
