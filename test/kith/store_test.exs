@@ -33,7 +33,7 @@ defmodule Kith.StoreTest do
           do: assert(Kith.decrypt!(kith, member, envelope) == "hello")
 
       Kith.reset_session!(kith, "anna", "ben")
-      assert send!(kith, "ben", "anna", "again") == "again"
+      assert send!(kith, "anna", "ben", "again") == "again"
     end
 
     test "that is not migrated stops the instance with what to do" do

@@ -8,7 +8,7 @@ defmodule Kith.ChildVM do
   Runs Elixir code and returns all it printed, to both streams, and its exit status.
 
   `:library` is the file to load as Kith's native library, or `nil` for none. Without it the VM
-  gets the one of the tests.
+  gets the one of the tests. `:env` are environment variables.
   """
   def run(code, opts \\ []) do
     library = Keyword.get(opts, :library, installed_library())
@@ -24,7 +24,8 @@ defmodule Kith.ChildVM do
       if library, do: File.cp!(library, Path.join(native, @library))
 
       System.cmd(System.find_executable("elixir"), ["-pa", Path.join(root, "ebin"), "-e", code],
-        stderr_to_stdout: true
+        stderr_to_stdout: true,
+        env: Keyword.get(opts, :env, [])
       )
     after
       File.rm_rf!(Path.dirname(root))

@@ -1,0 +1,182 @@
+defmodule Kith.SecretsTest do
+  # Design invariant 2: no secret is ever a term of the BEAM. A VM of its own holds a conversation, prints all
+  # it can print, and dies with a crash dump. Its keys are then read from its database, which takes the
+  # key-encryption key, and looked for in everything it left.
+  use Kith.Case, async: true
+
+  alias Kith.{ChildVM, StateReader}
+
+  @plaintext "the plaintext of a message, which is a term but never logged"
+
+  @tag timeout: 120_000
+  test "no secret is in a crash dump, a log, an inspection, an exception or telemetry, and the search finds what is" do
+    folder = tmp_dir!()
+    kek = :crypto.strong_rand_bytes(32)
+    key_file = Path.join(folder, "kith.key")
+    File.write!(key_file, Base.encode64(kek))
+    File.chmod!(key_file, 0o600)
+    database = Path.join(folder, "kith.db")
+    dump = Path.join(folder, "erl_crash.dump")
+    planted = :crypto.strong_rand_bytes(32)
+
+    {printed, _status} =
+      ChildVM.run(conversation(key_file, database, planted), env: [{"ERL_CRASH_DUMP", dump}])
+
+    assert printed =~ "the conversation is over", printed
+    dumped = File.read!(dump)
+    # Lists of numbers are broken into lines.
+    printed = :binary.replace(printed, [" ", "\n"], "", [:global])
+    assert dumped =~ "planted crash"
+
+    # What is searched is what should be there.
+    for expected <- ["Kith.Error", "Kith.Envelope", "[:kith,:session,:encrypt,:stop]"],
+        do: assert(printed =~ expected, "the child printed no #{expected}:\n#{printed}")
+
+    assert found?(dumped, planted), "the search misses a planted key in the crash dump"
+    assert found?(dumped, @plaintext), "the search misses the plaintext, which the child holds"
+    <<inspected::binary-32>> = for <<byte <- planted>>, into: <<>>, do: <<Bitwise.bxor(byte, 1)>>
+    assert found?(printed, inspected), "the search misses an inspected key"
+    <<hexed::binary-32>> = for <<byte <- planted>>, into: <<>>, do: <<Bitwise.bxor(byte, 2)>>
+    assert found?(printed, hexed), "the search misses a key in hexadecimal"
+
+    secrets = read_secrets(database, kek)
+
+    for kind <- [
+          :key_encryption_key,
+          :data_key,
+          :identity_key,
+          :prekey,
+          :root_key,
+          :ratchet_key,
+          :chain_key,
+          :skipped_key
+        ],
+        do: assert(List.keymember?(secrets, kind, 0), "no #{kind} to look for")
+
+    for {kind, secret} <- secrets, {place, text} <- [crash_dump: dumped, output: printed] do
+      refute found?(text, secret), "a #{kind} is in the #{place}"
+    end
+
+    refute found?(printed, String.replace(@plaintext, " ", "")), "the plaintext was printed"
+  end
+
+  defp conversation(key_file, database, planted) do
+    """
+    {:ok, _} = Application.ensure_all_started(:kith)
+    Logger.configure(level: :debug)
+
+    # Kith speaks to :telemetry when it is there; here a stand-in prints what is said.
+    defmodule :telemetry do
+      def execute(event, measurements, metadata), do: IO.inspect({event, measurements, metadata}, limit: :infinity, printable_limit: :infinity)
+      def span(prefix, metadata, fun) do
+        execute(prefix ++ [:start], %{}, metadata)
+        {result, stop} = fun.()
+        execute(prefix ++ [:stop], %{}, stop)
+        result
+      end
+    end
+    :persistent_term.put(Kith.Telemetry, true)
+
+    show = fn term -> IO.inspect(term, limit: :infinity, printable_limit: :infinity) end
+    options = [name: :family, database: #{inspect(database)}, keys: [current: {"k1", {:file, #{inspect(key_file)}}}]]
+    {:ok, supervisor} = Kith.start_link(options)
+    show.(options)
+    for user <- ~w(ada ben cleo), do: show.(Kith.register(:family, user))
+    text = Enum.join(["the plaintext of a message,", "which is a term but never logged"], " ")
+
+    envelopes =
+      for round <- 1..3, from <- ~w(ada ben cleo), {to, {:ok, envelope}} <- Kith.encrypt_group!(:family, from, ~w(ada ben cleo), text) do
+        show.(envelope)
+        # Every third message is late, so that keys of skipped messages are stored.
+        if round == 2, do: :late, else: ^text = Kith.decrypt!(:family, to, envelope)
+        {to, envelope}
+      end
+
+    {to, envelope} = hd(envelopes)
+    show.(Kith.decrypt(:family, to, envelope))
+    show.(Kith.decrypt(:family, to, %{envelope | body: "damaged"}))
+    show.(Kith.encrypt(:family, "ada", "nobody", text))
+    show.(Kith.encrypt(:family, "ada", "ada", text))
+    show.(Kith.session_info(:family, "ada", "ben"))
+    show.(Kith.safety_number(:family, "ada", "ben"))
+    show.(Kith.reset_session(:family, "cleo", "ada"))
+    {:ok, again} = Kith.encrypt(:family, "cleo", "ada", text)
+    show.(Kith.decrypt(:family, "ada", again) == {:ok, text})
+
+    instance = Kith.Instance.fetch!(:family)
+    show.(instance)
+    show.(:persistent_term.get() |> Enum.filter(&match?({_, %Kith.Instance{}}, &1)))
+
+    # Everything the processes of the instance would say of themselves.
+    for {_, pid, _, _} <- Supervisor.which_children(supervisor), is_pid(pid) do
+      try do
+        show.(:sys.get_status(pid))
+      catch
+        kind, reason -> show.({kind, reason})
+      end
+    end
+
+    # Exceptions and the crash of a process, logged.
+    for call <- [
+          fn -> Kith.decrypt!(:family, to, envelope) end,
+          fn -> Kith.encrypt!(:family, "nobody", "ada", text) end,
+          fn -> Kith.encrypt(:family, :ada, "ben", text) end,
+          fn -> Kith.encrypt(:family, "ada", "ben", {:not, text}) end,
+          fn -> Kith.decrypt(:family, "ada", 1) end,
+          fn -> Kith.start_link(Keyword.put(options, :keyz, 1)) end
+        ] do
+      try do
+        call.()
+      rescue
+        error -> IO.puts(Exception.format(:error, error, __STACKTRACE__))
+      end
+    end
+
+    # The controls: a small binary on a heap, a large one beside it, an inspected and a printed one.
+    planted = :erlang.list_to_binary(#{inspect(:binary.bin_to_list(planted), limit: :infinity, charlists: :as_lists)})
+    kept = {planted, String.duplicate("x", 100) <> planted <> "y", text, envelopes, instance}
+    show.(for <<byte <- planted>>, into: <<>>, do: <<Bitwise.bxor(byte, 1)>>)
+    IO.puts(Base.encode16(for(<<byte <- planted>>, into: <<>>, do: <<Bitwise.bxor(byte, 2)>>), case: :lower))
+    holder = spawn(fn -> receive do: (:stop -> show.(kept)) end)
+    true = Process.alive?(holder)
+    IO.puts("the conversation is over")
+    Process.sleep(200)
+    :erlang.halt(~c"planted crash")
+    """
+  end
+
+  defp read_secrets(database, kek) do
+    {:ok, server} = Kith.SQLite.start_link(path: database)
+    handle = Kith.SQLite.handle(server)
+
+    query = fn sql ->
+      {:ok, %{rows: rows}} = Kith.SQLite.query(handle, sql)
+      rows
+    end
+
+    StateReader.secrets(query, kek)
+  end
+
+  # As bytes, as a list of numbers, in hexadecimal, and in base64 at any offset (which is how a crash dump
+  # writes binaries).
+  defp found?(text, secret) do
+    Enum.any?(spellings(secret), &(:binary.match(text, &1) != :nomatch))
+  end
+
+  defp spellings(secret) do
+    bytes = :binary.bin_to_list(secret)
+
+    [
+      secret,
+      Base.encode16(secret),
+      Base.encode16(secret, case: :lower),
+      Enum.join(bytes, ",")
+      | for(drop <- 0..2, do: base64_within(secret, drop))
+    ]
+  end
+
+  defp base64_within(secret, drop) do
+    size = div(byte_size(secret) - drop, 3) * 3
+    secret |> binary_part(drop, size) |> Base.encode64()
+  end
+end
