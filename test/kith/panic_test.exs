@@ -62,6 +62,9 @@ defmodule Kith.PanicTest do
   defp call(:session_info, %{bob: bob} = c),
     do: Native.session_info(c.vault, bob.account, {"bob", 1}, peer(bob), 0)
 
+  defp call(:session_archive, %{bob: bob} = c),
+    do: Native.session_archive(c.vault, bob.account, {"bob", 1}, peer(bob))
+
   defp call(:message_inspect, %{first_message: {type, body}}),
     do: Native.message_inspect(type, body)
 

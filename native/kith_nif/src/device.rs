@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::reason::Reason;
 use crate::seam;
+use crate::terms::Row;
 use crate::vault::{Account, Bytes, Vault, random, user};
 
 /// Most one-time prekeys made in one call.
@@ -143,18 +144,19 @@ pub(crate) fn open_prekey(
 fn identity_create<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     device: u8,
 ) -> Term<'a> {
     seam::call(env, "identity_create", || {
-        let data_key = vault.account_key(&account)?;
+        let account = account.get()?;
+        let data_key = vault.account_key(account)?;
         let mut rng = random()?;
         let identity = IdentityKeyPair::generate(&mut rng);
         let public = identity.identity_key();
         let sealed = seal_pair(
             &data_key,
             &mut rng,
-            &identity_context(user(&account)?, device),
+            &identity_context(user(account)?, device),
             public.public_key(),
             identity.private_key(),
         )?;
@@ -168,15 +170,16 @@ fn identity_create<'a>(
 fn signed_prekey_create<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     device: u8,
-    identity: Binary<'a>,
+    identity: Row<Binary<'a>>,
     id: u32,
 ) -> Term<'a> {
     seam::call(env, "signed_prekey_create", || {
-        let data_key = vault.account_key(&account)?;
-        let user = user(&account)?;
-        let identity = open_identity(&data_key, user, device, &identity)?;
+        let account = account.get()?;
+        let data_key = vault.account_key(account)?;
+        let user = user(account)?;
+        let identity = open_identity(&data_key, user, device, identity.get()?)?;
         let mut rng = random()?;
         let prekey = SignedPreKey::generate(id, &identity, &mut rng);
         let public = prekey.key_pair.public_key();
@@ -201,7 +204,7 @@ fn signed_prekey_create<'a>(
 fn prekeys_create<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     device: u8,
     first_id: u32,
     count: u32,
@@ -210,8 +213,9 @@ fn prekeys_create<'a>(
         if count > MAX_PREKEYS {
             return Err(Reason::TooLarge);
         }
-        let data_key = vault.account_key(&account)?;
-        let user = user(&account)?;
+        let account = account.get()?;
+        let data_key = vault.account_key(account)?;
+        let user = user(account)?;
         let mut rng = random()?;
         let mut id = first_id.clamp(1, MAX_PREKEY_ID);
         let mut prekeys = Vec::new();

@@ -17,7 +17,7 @@ use crate::atoms;
 use crate::device::{BundleTerm, LocalTerm, PreKeyContext, open_identity, open_prekey, public_key};
 use crate::reason::Reason;
 use crate::seam;
-use crate::terms::map;
+use crate::terms::{Row, map};
 use crate::vault::{Account, Bytes, Vault, random, user};
 
 /// One device of a fan-out, with what is stored about it.
@@ -293,15 +293,16 @@ impl Encoder for Encrypted {
 fn session_encrypt<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
-    local: LocalTerm<'a>,
-    recipients: Vec<RecipientTerm<'a>>,
+    account: Row<Account<'a>>,
+    local: Row<LocalTerm<'a>>,
+    recipients: Vec<Row<RecipientTerm<'a>>>,
     plaintext: Binary<'a>,
     now_ms: u64,
 ) -> Term<'a> {
     seam::call(env, "session_encrypt", || {
-        let data_key = vault.account_key(&account)?;
-        let user = user(&account)?;
+        let (account, local) = (account.get()?, local.get()?);
+        let data_key = vault.account_key(account)?;
+        let user = user(account)?;
         let address = address(user, local.device)?;
         let identity = open_identity(&data_key, user, local.device, &local.identity)?;
         let device = LocalDevice {
@@ -313,14 +314,16 @@ fn session_encrypt<'a>(
         let results = recipients
             .iter()
             .map(|recipient| {
-                let result = encrypt_for(
-                    &data_key,
-                    &device,
-                    recipient,
-                    &plaintext,
-                    now_ms / 1000,
-                    &mut rng,
-                );
+                let result = recipient.get().and_then(|recipient| {
+                    encrypt_for(
+                        &data_key,
+                        &device,
+                        recipient,
+                        &plaintext,
+                        now_ms / 1000,
+                        &mut rng,
+                    )
+                });
                 match result {
                     Ok(encrypted) => (atoms::ok(), encrypted).encode(env),
                     Err(reason) => (atoms::error(), reason).encode(env),
@@ -404,14 +407,24 @@ impl PreKeys for NamedPreKeys {
 fn session_decrypt<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
-    local: LocalTerm<'a>,
-    peer: PeerTerm<'a>,
+    account: Row<Account<'a>>,
+    local: Row<LocalTerm<'a>>,
+    peer: Row<PeerTerm<'a>>,
     message: (MessageType, Binary<'a>),
     _now_ms: u64,
 ) -> Term<'a> {
     seam::answer(env, "session_decrypt", || {
-        match decrypt(env, &vault, &account, &local, &peer, &message) {
+        let opened = (|| {
+            decrypt(
+                env,
+                &vault,
+                account.get()?,
+                local.get()?,
+                peer.get()?,
+                &message,
+            )
+        })();
+        match opened {
             Ok(opened) => (atoms::ok(), opened).encode(env),
             Err(unopened) => unopened.encode(env),
         }
@@ -670,7 +683,7 @@ fn named_prekeys(
 }
 
 /// What a message says before it is opened: `{:ok, map}`.
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn message_inspect<'a>(env: Env<'a>, kind: MessageType, body: Binary<'a>) -> Term<'a> {
     seam::call(env, "message_inspect", || match kind {
         MessageType::Message => {
@@ -727,16 +740,17 @@ fn describe<'a>(
 fn session_info<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     (_user, local_device): AddressTerm<'a>,
-    peer: PeerTerm<'a>,
+    peer: Row<PeerTerm<'a>>,
     now_ms: u64,
 ) -> Term<'a> {
     seam::call(env, "session_info", || {
-        let data_key = vault.account_key(&account)?;
+        let (account, peer) = (account.get()?, peer.get()?);
+        let data_key = vault.account_key(account)?;
         let conversation = Conversation {
             data_key: &data_key,
-            local: &address(user(&account)?, local_device)?,
+            local: &address(user(account)?, local_device)?,
             remote: remote_address(&peer.user, peer.device)?,
         };
         let identity = peer
@@ -744,7 +758,7 @@ fn session_info<'a>(
             .as_ref()
             .map(|sealed| conversation.open_peer_identity(sealed))
             .transpose()?;
-        let record = Stored::open(&conversation, &peer)?.record;
+        let record = Stored::open(&conversation, peer)?.record;
         let now = now_ms / 1000;
         let current = record
             .current()
@@ -769,6 +783,31 @@ fn session_info<'a>(
                 (atoms::archived(), &archived),
             ],
         ))
+    })
+}
+
+/// Puts the current session away: `{:ok, {session_id, position, sealed}}`, a row of the archive.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn session_archive<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    account: Row<Account<'a>>,
+    (_user, local_device): AddressTerm<'a>,
+    peer: Row<PeerTerm<'a>>,
+) -> Term<'a> {
+    seam::call(env, "session_archive", || {
+        let (account, peer) = (account.get()?, peer.get()?);
+        let data_key = vault.account_key(account)?;
+        let conversation = Conversation {
+            data_key: &data_key,
+            local: &address(user(account)?, local_device)?,
+            remote: remote_address(&peer.user, peer.device)?,
+        };
+        let current = conversation.open_session(peer.generation, peer.state.as_deref())?;
+        let mut record = SessionRecord::from_parts(current, Some(Vec::new()));
+        record.archive_current().ok_or(Reason::SessionNotFound)?;
+        let session = record.archived().first().ok_or(Reason::SessionNotFound)?;
+        conversation.seal_archived(&mut random()?, peer.generation, session)
     })
 }
 
@@ -808,17 +847,18 @@ type AddressTerm<'a> = (Binary<'a>, u8);
 fn identity_seal<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     (_user, local_device): AddressTerm<'a>,
     (peer, peer_device): AddressTerm<'a>,
     public: Binary<'a>,
     verified: bool,
 ) -> Term<'a> {
     seam::call(env, "identity_seal", || {
-        let data_key = vault.account_key(&account)?;
+        let account = account.get()?;
+        let data_key = vault.account_key(account)?;
         let conversation = Conversation {
             data_key: &data_key,
-            local: &address(user(&account)?, local_device)?,
+            local: &address(user(account)?, local_device)?,
             remote: remote_address(&peer, peer_device)?,
         };
         let key = IdentityKey::from(public_key(&public)?);
@@ -831,19 +871,20 @@ fn identity_seal<'a>(
 fn identity_open<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     (_user, local_device): AddressTerm<'a>,
     (peer, peer_device): AddressTerm<'a>,
-    sealed: Binary<'a>,
+    sealed: Row<Binary<'a>>,
 ) -> Term<'a> {
     seam::call(env, "identity_open", || {
-        let data_key = vault.account_key(&account)?;
+        let account = account.get()?;
+        let data_key = vault.account_key(account)?;
         let conversation = Conversation {
             data_key: &data_key,
-            local: &address(user(&account)?, local_device)?,
+            local: &address(user(account)?, local_device)?,
             remote: remote_address(&peer, peer_device)?,
         };
-        let (key, verified) = conversation.open_peer_identity(&sealed)?;
+        let (key, verified) = conversation.open_peer_identity(sealed.get()?)?;
         Ok::<_, Reason>((Bytes(key.to_bytes()), verified))
     })
 }

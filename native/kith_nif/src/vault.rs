@@ -12,6 +12,7 @@ use rustler::{Atom, Binary, Encoder, Env, NewBinary, NifResult, Resource, Resour
 use zeroize::Zeroizing;
 
 use crate::reason::{Invalid, Reason};
+use crate::terms::Row;
 use crate::{atoms, seam};
 
 /// The key-encryption keys, for as long as Elixir holds the reference.
@@ -129,11 +130,12 @@ fn account_create<'a>(env: Env<'a>, vault: ResourceArc<Vault>, user: Binary<'a>)
 fn self_seal<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     plaintext: Binary<'a>,
 ) -> Term<'a> {
     seam::call(env, "self_seal", || {
-        let key = vault.account_key(&account)?;
+        let account = account.get()?;
+        let key = vault.account_key(account)?;
         let sealed = key.seal(&mut SysRng, &self_context(&account.0), plaintext.as_slice())?;
         Ok::<_, Reason>(Bytes(sealed))
     })
@@ -144,11 +146,12 @@ fn self_seal<'a>(
 fn self_open<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    account: Account<'a>,
+    account: Row<Account<'a>>,
     sealed: Binary<'a>,
 ) -> Term<'a> {
     seam::call(env, "self_open", || {
-        let key = vault.account_key(&account)?;
+        let account = account.get()?;
+        let key = vault.account_key(account)?;
         let plaintext = key.open(&self_context(&account.0), sealed.as_slice())?;
         Ok::<_, Reason>(Bytes(plaintext.as_slice()).encode(env))
     })

@@ -9,7 +9,7 @@ use super::state::{Session, SessionId};
 use crate::address::{ProtocolAddress, address_pair};
 use crate::curve::{KeyPair, PublicKey};
 use crate::identity::{Direction, IdentityKey, IdentityKeyPair, Trust};
-use crate::limits::{MAX_ARCHIVED_SESSIONS, MAX_PLAINTEXT_LEN};
+use crate::limits::{MAX_ARCHIVED_SESSIONS, MAX_HASHES_PER_MESSAGE, MAX_PLAINTEXT_LEN};
 use crate::prekey::{BundleError, PreKeyBundle, PreKeyId};
 use crate::wire::{PreKeySignalMessage, SignalMessage, Version};
 
@@ -269,6 +269,15 @@ impl SessionRecord {
         Ok(archived)
     }
 
+    /// Puts the current session away, so that the next message needs a new one. It still opens what is on
+    /// its way. Returns it, or `None` without one.
+    pub fn archive_current(&mut self) -> Option<SessionId> {
+        let session = self.current.take()?;
+        let id = session.id();
+        self.archived.push(session);
+        Some(id)
+    }
+
     /// Encrypts a message on the current session.
     ///
     /// `now` is in seconds since 1970.
@@ -426,7 +435,16 @@ impl SessionRecord {
         }
         let nothing_stored = without_chain.is_empty();
         let mut error = None;
+        let mut hashes = MAX_HASHES_PER_MESSAGE;
         for (candidate, session) in without_chain {
+            // What a trial costs is the counter, which nobody has authenticated yet.
+            if session.version() == message.version() {
+                let Some(rest) = hashes.checked_sub(message.counter()) else {
+                    error = error.or(Some(DecryptError::TooFarAhead));
+                    break;
+                };
+                hashes = rest;
+            }
             match open(session) {
                 Ok(opened) => return Ok((candidate, opened)),
                 Err(Refusal::Version) => {}
