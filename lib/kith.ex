@@ -265,7 +265,7 @@ defmodule Kith do
   def encrypt_group(name, from, members, plaintext) do
     instance = Instance.fetch!(name)
 
-    unless is_list(members),
+    if not is_list(members),
       do: raise(ArgumentError, "expected a list of members, got: #{inspect(members)}")
 
     members = Enum.map(members, &{&1, Address.new!(&1)})
@@ -304,7 +304,7 @@ defmodule Kith do
   """
   @spec safety_number_matches(name, Address.given(), Address.given(), binary) :: result(boolean)
   def safety_number_matches(name, address, other, scanned) do
-    unless is_binary(scanned),
+    if not is_binary(scanned),
       do:
         raise(ArgumentError, "expected the scanned code to be a binary, got: #{inspect(scanned)}")
 
@@ -315,7 +315,8 @@ defmodule Kith do
   @doc """
   Makes a device remember the identity key of a peer, in place of another one it may have remembered.
 
-  The first identity key seen of a peer is remembered by itself. Call this after `:untrusted_identity`, once the people
+  The first identity key seen of a peer is remembered by itself: the one that peer has registered or published, or
+  for a peer without keys here the one in their first message. Call this after `:untrusted_identity`, once the people
   have compared their `safety_number/3`. A session with the identity of before is ended.
 
     * `:identity_key` - the 33 bytes to trust. Default: the key the peer has registered or published.
@@ -327,10 +328,10 @@ defmodule Kith do
   def trust(name, address, peer, options \\ []) do
     options = Keyword.validate!(options, identity_key: nil, verified: false)
 
-    unless match?(<<5, _::binary-32>>, options[:identity_key]) or options[:identity_key] == nil,
+    if not (options[:identity_key] == nil or match?(<<5, _::binary-32>>, options[:identity_key])),
       do: raise(ArgumentError, "expected :identity_key to be 33 bytes that begin with 5")
 
-    unless is_boolean(options[:verified]),
+    if not is_boolean(options[:verified]),
       do:
         raise(
           ArgumentError,

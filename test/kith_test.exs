@@ -123,6 +123,58 @@ defmodule KithTest do
           do: assert(Kith.decrypt!(kith, "ben", envelope) == plaintext)
     end
 
+    test "jump over 2,100 messages and still open the last 2,000 of them", %{kith: kith} do
+      converse!(kith, "anna", "ben")
+      skipped = for n <- 1..2_100, do: {Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"}
+      assert send!(kith, "anna", "ben", "last") == "last"
+      assert [[2_000]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+
+      {evicted, kept} = Enum.split(skipped, 100)
+
+      for {envelope, text} <- Enum.take_random(kept, 50),
+          do: assert(Kith.decrypt!(kith, "ben", envelope) == text)
+
+      assert [[1_950]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      {envelope, _} = Enum.random(evicted)
+      assert reason(Kith.decrypt(kith, "ben", envelope)) == :duplicate
+      assert send!(kith, "anna", "ben", "on we go") == "on we go"
+    end
+
+    test "evict the oldest skipped keys of a chain as new ones come", %{kith: kith} do
+      converse!(kith, "anna", "ben")
+
+      [first, second] =
+        for _ <- 1..2 do
+          skipped = for n <- 1..1_100, do: {Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"}
+          send!(kith, "anna", "ben", "after them")
+          skipped
+        end
+
+      assert [[2_000]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      {evicted, kept} = Enum.split(first, 200)
+
+      for {envelope, text} <- [hd(kept), List.last(kept), hd(second), List.last(second)],
+          do: assert(Kith.decrypt!(kith, "ben", envelope) == text)
+
+      for {envelope, _} <- [hd(evicted), List.last(evicted)],
+          do: assert(reason(Kith.decrypt(kith, "ben", envelope)) == :duplicate)
+    end
+
+    test "forget the skipped keys of a chain that is over", %{kith: kith} do
+      converse!(kith, "anna", "ben")
+      skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
+      send!(kith, "anna", "ben", "after it")
+      assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+
+      for _ <- 1..6 do
+        send!(kith, "ben", "anna", "ping")
+        send!(kith, "anna", "ben", "pong")
+      end
+
+      assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert {:error, _} = Kith.decrypt(kith, "ben", skipped)
+    end
+
     test "survive both sides writing first", %{kith: kith} do
       a = Kith.encrypt!(kith, "anna", "ben", "from anna")
       b = Kith.encrypt!(kith, "ben", "anna", "from ben")
@@ -503,6 +555,20 @@ defmodule KithTest do
       assert Kith.prekey_count!(kith, "ben") == 50
     end
 
+    test "are never made beyond the stock, however many ask" do
+      kith = start_kith!(one_time_prekeys: 60, replenish_below: 0)
+      register!(kith, ["ben"])
+      for _ <- 1..60, do: Kith.pre_key_bundle!(kith, "ben")
+
+      made =
+        1..8
+        |> Enum.map(fn _ -> Task.async(fn -> Kith.replenish!(kith, "ben") end) end)
+        |> Task.await_many()
+
+      assert Enum.sum(made) == 60
+      assert Kith.prekey_count!(kith, "ben") == 60
+    end
+
     test "that run out leave sessions without one" do
       kith = start_kith!(one_time_prekeys: 1, replenish_below: 0)
       register!(kith, ["anna", "ben", "cleo"])
@@ -570,12 +636,7 @@ defmodule KithTest do
         |> Task.await_many(60_000)
         |> List.flatten()
 
-      positions =
-        for {envelope, _} <- envelopes do
-          {:ok, header} = Kith.Native.message_inspect(:message, envelope.body)
-          {header.ratchet_key, header.counter}
-        end
-
+      positions = Enum.map(envelopes, &position/1)
       assert Enum.uniq(positions) == positions
 
       envelopes
@@ -614,6 +675,51 @@ defmodule KithTest do
         |> Task.await_many()
 
       assert Enum.sort(results) == Enum.sort([{:ok, "once"} | List.duplicate(:duplicate, 5)])
+    end
+  end
+
+  describe "a process that is killed" do
+    test "in the middle of a call loses no message and repeats no key" do
+      kith = start_kith!()
+      converse!(kith, "anna", "ben")
+      test = self()
+
+      killed = fn ->
+        {pid, monitor} =
+          spawn_monitor(fn ->
+            for n <- Stream.iterate(1, &(&1 + 1)),
+                do: send(test, {:sent, Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"})
+          end)
+
+        Process.sleep(:rand.uniform(6))
+        Process.exit(pid, :kill)
+        assert_receive {:DOWN, ^monitor, :process, _, :killed}
+        all_sent()
+      end
+
+      # However slow the machine is: at least 40 deaths and 60 messages.
+      sent =
+        Enum.reduce_while(Stream.iterate(1, &(&1 + 1)), [], fn round, sent ->
+          sent = sent ++ killed.()
+          if round >= 40 and length(sent) >= 60, do: {:halt, sent}, else: {:cont, sent}
+        end)
+
+      assert sent |> Enum.map(&position/1) |> Enum.uniq() |> length() == length(sent)
+
+      # The receiver is killed too, and what it did not tell us of is still there to be opened or was opened.
+      {told, rest} = Enum.split(sent, 20)
+      for {envelope, text} <- told, do: assert(Kith.decrypt!(kith, "ben", envelope) == text)
+
+      opener =
+        spawn(fn -> for {envelope, _} <- rest, do: Kith.decrypt!(kith, "ben", envelope) end)
+
+      Process.sleep(5)
+      Process.exit(opener, :kill)
+
+      for {envelope, text} <- rest,
+          do: assert(reason(Kith.decrypt(kith, "ben", envelope)) in [{:ok, text}, :duplicate])
+
+      assert send!(kith, "ben", "anna", "still here") == "still here"
     end
   end
 
@@ -656,6 +762,20 @@ defmodule KithTest do
     end
   end
 
+  describe "the first message of a peer" do
+    test "under the name of a registered user but with another identity key is refused" do
+      kith = start_kith!()
+      elsewhere = start_kith!()
+      register!(kith, ~w(anna ben))
+      register!(elsewhere, ["ben"])
+      Kith.publish_bundle!(elsewhere, "anna", Kith.pre_key_bundle!(kith, "anna"))
+      forged = Kith.encrypt!(elsewhere, "ben", "anna", "it is me, ben")
+      before = dump(kith)
+      assert reason(Kith.decrypt(kith, "anna", forged)) == :untrusted_identity
+      assert dump(kith) == before
+    end
+  end
+
   describe "trust/4" do
     test "of the key that is remembered keeps the session" do
       kith = start_kith!()
@@ -666,6 +786,14 @@ defmodule KithTest do
       Kith.trust!(kith, "anna", "ben", verified: true)
       assert Kith.session_info!(kith, "anna", "ben").verified
       assert Kith.decrypt!(kith, "anna", on_the_way) == "on the way"
+    end
+
+    test "of another key ends the session" do
+      kith = start_kith!()
+      converse!(kith, "anna", "ben")
+      other = Kith.register!(kith, "cleo").identity_key
+      Kith.trust!(kith, "anna", "ben", identity_key: other)
+      assert reason(Kith.session_info(kith, "anna", "ben")) == :session_not_found
     end
 
     test "before the first message decides whom it may go to" do
@@ -708,6 +836,25 @@ defmodule KithTest do
       assert send!(kith, "anna", "ben", "two") == "two"
     end
 
+    test "takes archived sessions and skipped keys with it, and so does delete/3" do
+      kith = start_kith!()
+
+      for forget <- [&Kith.reset_session!/3, &Kith.delete!/3] do
+        converse!(kith, "anna", "ben")
+        Kith.encrypt!(kith, "anna", "ben", "skipped")
+        send!(kith, "anna", "ben", "after it")
+        Kith.reset_session!(kith, "anna", "ben")
+        send!(kith, "anna", "ben", "another session")
+        assert %{archived: [_ | _]} = Kith.session_info!(kith, "ben", "anna")
+        assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+
+        forget.(kith, "ben", "anna")
+        assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+        assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_archived_sessions")
+        Kith.reset_session!(kith, "anna", "ben")
+      end
+    end
+
     test "never lets a sealed state of before come back" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
@@ -725,8 +872,28 @@ defmodule KithTest do
       on_the_way = Kith.encrypt!(kith, "anna", "ben", "old session")
       Kith.reset_session!(kith, "anna", "ben")
       assert send!(kith, "anna", "ben", "new session") == "new session"
-      assert length(Kith.session_info!(kith, "ben", "anna").archived) == 1
+      assert [%{session_id: old}] = Kith.session_info!(kith, "ben", "anna").archived
       assert Kith.decrypt!(kith, "ben", on_the_way) == "old session"
+
+      # It is the current one now, and the other waits in its place.
+      assert %{current: %{session_id: ^old}, archived: [_]} =
+               Kith.session_info!(kith, "ben", "anna")
+    end
+
+    test "is kept with 39 others, and the oldest goes with its skipped keys" do
+      kith = start_kith!()
+      converse!(kith, "anna", "ben")
+      skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
+      send!(kith, "anna", "ben", "after it")
+
+      for n <- 1..42 do
+        Kith.reset_session!(kith, "anna", "ben")
+        assert send!(kith, "anna", "ben", "#{n}") == "#{n}"
+      end
+
+      assert length(Kith.session_info!(kith, "ben", "anna").archived) == 40
+      assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert {:error, _} = Kith.decrypt(kith, "ben", skipped)
     end
   end
 
@@ -815,6 +982,19 @@ defmodule KithTest do
       assert Kith.publish_bundle!(server, "olga", stock(client, "olga", 2)) == 4
       assert Kith.encrypt!(server, "anna", "olga", "x").type == :prekey
       assert Kith.prekey_count!(server, "olga") == 4
+    end
+
+    test "leaves a low stock to the client", %{server: server, bundle: bundle} do
+      Kith.publish_bundle!(server, "olga", bundle)
+
+      log =
+        ExUnit.CaptureLog.capture_log(fn ->
+          Kith.encrypt!(server, "anna", "olga", "x")
+          Kith.Replenisher.await(server)
+        end)
+
+      refute log =~ "no new prekeys"
+      assert Kith.prekey_count!(server, "olga") == 2
     end
 
     test "of another identity ends sessions and is refused until it is trusted",
@@ -1022,6 +1202,20 @@ defmodule KithTest do
 
   defp damaged(envelope, position, mask \\ 1),
     do: %{envelope | body: corrupt(envelope.body, position, mask)}
+
+  # Which message key was used.
+  defp position({envelope, _plaintext}) do
+    {:ok, header} = Kith.Native.message_inspect(:message, envelope.body)
+    {header.ratchet_key, header.counter}
+  end
+
+  defp all_sent do
+    receive do
+      {:sent, envelope, text} -> [{envelope, text} | all_sent()]
+    after
+      0 -> []
+    end
+  end
 
   # What happens in `fun`, rolled back.
   defp undone(kith, fun) do

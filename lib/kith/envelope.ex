@@ -18,7 +18,7 @@ defmodule Kith.Envelope do
 
   `to_binary/1` and `to_map/1` give the same fields in bytes and in a map of strings and integers that any
   JSON library takes. Their counterparts parse what a stranger sent: they are strict, take at most
-  128 KiB of body and answer `{:error, %Kith.Error{reason: :malformed}}`.
+  1 MiB and 4 KiB of body and answer `{:error, %Kith.Error{reason: :malformed}}`.
 
       format version (1) ‖ type (1) ‖ length of from (1) ‖ from ‖ device (1) ‖
       length of to (1) ‖ to ‖ device (1) ‖ length of body (4, big-endian) ‖ body
@@ -33,9 +33,9 @@ defmodule Kith.Envelope do
   @codes Map.new(@types, fn {type, code} -> {code, type} end)
   @names Map.new(@types, fn {type, _} -> {Atom.to_string(type), type} end)
 
-  # A message of 64 KiB, padded, with the outer fields of a first message and those of version 4,
-  # stays under 70 KiB. The bound keeps a parser from being handed more than twice that.
-  @max_body 131_072
+  # The longest plaintext, 1 MiB, with room for padding and for the outer fields of a first message, those of
+  # version 4 included.
+  @max_body 1_048_576 + 4_096
 
   @enforce_keys [:from, :to, :type, :body, :version]
   defstruct [:from, :to, :type, :body, :version, :session_id]
@@ -58,7 +58,7 @@ defmodule Kith.Envelope do
       iex> {envelope.to, envelope.version}
       {{"ben", 2}, 3}
 
-  Raises `ArgumentError` for a wrong type, an empty body or one over 128 KiB.
+  Raises `ArgumentError` for a wrong type, an empty body or one over 1 MiB and 4 KiB.
   """
   @spec new(Address.given(), Address.given(), type, binary) :: t
   def new(from, to, type, body) do

@@ -3,7 +3,7 @@ defmodule Kith.Messages do
   # encrypt, encrypt_group and decrypt: each one transaction, and durable before it answers.
 
   alias Kith.{Address, Envelope, Error, Instance, Registration, Telemetry}
-  alias Kith.Store.{Prekeys, Sessions}
+  alias Kith.Store.{Accounts, Prekeys, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
   @max_members 1_000
@@ -308,15 +308,25 @@ defmodule Kith.Messages do
         do: establishing(instance, to, :responder, call),
         else: {call.(), []}
 
-    case result do
-      {:ok, opened} ->
-        commit(repo, to, from, session, opened, now)
-        {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
-
-      {:error, error} ->
-        {{:error, error}, []}
+    with {:ok, opened} <- result,
+         :ok <- expected_identity(repo, from, session, header) do
+      commit(repo, to, from, session, opened, now)
+      {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
+    else
+      error -> {error, []}
     end
   end
+
+  # The first message of a peer of whom nothing is remembered. Whoever has keys here is known by them; of
+  # others the first key counts. Asked once the message is authentic: damage is not a change of identity.
+  defp expected_identity(repo, from, %{identity: nil}, %{identity_key: key}) when key != nil do
+    case Accounts.device(repo, from) do
+      %{public_key: other} when other != key -> {:error, Error.new(:untrusted_identity)}
+      _ -> :ok
+    end
+  end
+
+  defp expected_identity(_repo, _from, _session, _header), do: :ok
 
   defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: {nil, nil}
 

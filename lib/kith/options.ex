@@ -37,7 +37,7 @@ defmodule Kith.Options do
     * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
       sooner. Default 604,800 (7 days).
-    * `:max_plaintext` - bytes of one plaintext, at most and by default 65,536.
+    * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
     * `:max_attempts` - how often a call that lost the race for a session is tried before `:stale`.
       Default 5.
 
@@ -165,7 +165,7 @@ defmodule Kith.Options do
       one_time_prekeys: {:integer, 1..1000},
       replenish_below: {:integer, 0..1000},
       prekey_grace_period: {:integer, 0..31_536_000},
-      max_plaintext: {:integer, 1..65_536},
+      max_plaintext: {:integer, 1..1_048_576},
       max_attempts: {:integer, 1..100}
     ]
   end

@@ -40,7 +40,7 @@ defmodule Kith.Validation do
       else: expected(key, "a string that is not empty", value)
   end
 
-  defp type({:integer, first..last}, key, value) do
+  defp type({:integer, first..last//_}, key, value) do
     if is_integer(value) and value in first..last,
       do: :ok,
       else: expected(key, "an integer from #{first} to #{last}", value)

@@ -50,13 +50,15 @@ defmodule Kith.EnvelopeTest do
       for size <- 0..300, do: assert({:error, _} = Envelope.from_binary(random(size)))
     end
 
-    test "refuse a body over 128 KiB and one of nothing" do
+    test "refuse a body over 1 MiB and 4 KiB and one of nothing" do
       head = <<1, 1, 4, "anna", 1, 3, "ben", 1>>
 
       assert {:ok, _} =
-               Envelope.from_binary(<<head::binary, 131_072::32, 0::size(131_072)-unit(8)>>)
+               Envelope.from_binary(<<head::binary, 1_052_672::32, 0::size(1_052_672)-unit(8)>>)
 
-      assert reason(Envelope.from_binary(<<head::binary, 131_073::32, 0::size(131_073)-unit(8)>>)) ==
+      assert reason(
+               Envelope.from_binary(<<head::binary, 1_052_673::32, 0::size(1_052_673)-unit(8)>>)
+             ) ==
                :malformed
 
       assert reason(Envelope.from_binary(<<head::binary, 0::32>>)) == :malformed
@@ -138,7 +140,7 @@ defmodule Kith.EnvelopeTest do
     test "refuse a long body before decoding it" do
       map = Envelope.to_map(@envelope)
 
-      assert reason(Envelope.from_map(%{map | "body" => String.duplicate("A", 1_000_000)})) ==
+      assert reason(Envelope.from_map(%{map | "body" => String.duplicate("A", 2_000_000)})) ==
                :malformed
     end
   end

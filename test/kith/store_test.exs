@@ -82,6 +82,28 @@ defmodule Kith.StoreTest do
     end
   end
 
+  describe "a device that is registered anew while prekeys are made for it" do
+    test "gets none that are sealed under the key of before" do
+      kith = start_on_repo!(one_time_prekeys: 3, replenish_below: 0)
+      register!(kith, ["ben"])
+      Kith.pre_key_bundle!(kith, "ben")
+
+      Repo.intercept(fn sql, run ->
+        if sql =~ "SELECT data_key FROM signal_accounts" do
+          Repo.intercept(fn _, run -> run.() end)
+          Kith.unregister!(kith, "ben")
+          Kith.register!(kith, "ben")
+          Kith.pre_key_bundle!(kith, "ben")
+        end
+
+        run.()
+      end)
+
+      assert reason(Kith.replenish(kith, "ben")) == :not_registered
+      assert Kith.prekey_count!(kith, "ben") == 2
+    end
+  end
+
   describe "a database that fails" do
     test "is :storage wherever it fails, and nothing is written" do
       kith = start_on_repo!()

@@ -9,7 +9,7 @@ defmodule Kith.TelemetryTest do
   @moduletag skip: if(@without, do: "KITH_WITHOUT_TELEMETRY=1", else: false)
 
   setup_all do
-    unless Code.ensure_loaded?(:telemetry) do
+    if not Code.ensure_loaded?(:telemetry) do
       raise "the library :telemetry is not on the code path: put it into ERL_LIBS, or set " <>
               "KITH_WITHOUT_TELEMETRY=1 to leave its contract untested"
     end
@@ -142,6 +142,18 @@ defmodule Kith.TelemetryTest do
              events(events, [:session, :encrypt, :stop])
 
     assert Kith.prekey_count!(kith, "ben") == 5
+  end
+
+  test "a prekey that was given back was not claimed", %{kith: kith} do
+    register!(kith, ~w(anna ben eve))
+    Kith.trust!(kith, "anna", "ben", identity_key: Kith.pre_key_bundle!(kith, "eve").identity_key)
+    received(kith)
+    {:error, %{reason: :untrusted_identity}} = Kith.encrypt(kith, "anna", "ben", "hello")
+    events = received(kith)
+    assert [] = events(events, [:prekeys, :claim, :stop])
+
+    assert [{_, %{sessions: 0}, %{result: :error, reason: :untrusted_identity}}] =
+             events(events, [:session, :establish, :stop])
   end
 
   test "start and stop share a context, and an exception hides what the function was called with",

@@ -16,25 +16,17 @@ defmodule Kith.Store.Prekeys do
       sql = """
       INSERT INTO signal_prekeys
         (user_id, device_id, kind, prekey_id, public_key, signature, private_key_encrypted, created_at)
-      VALUES #{SQL.values(length(chunk), 8)}
+      VALUES #{SQL.values(length(chunk), 4, 4, fn own -> ["$1", "$2", "$3"] ++ own ++ ["$4"] end)}
       ON CONFLICT (user_id, device_id, kind, prekey_id) DO NOTHING
       """
 
-      params =
+      own =
         Enum.flat_map(chunk, fn {id, public_key, signature, sealed} ->
-          [
-            user,
-            device,
-            Atom.to_string(kind),
-            id,
-            {:blob, public_key},
-            blob(signature),
-            blob(sealed),
-            now
-          ]
+          [id, {:blob, public_key}, blob(signature), blob(sealed)]
         end)
 
-      inserted + Repo.execute(repo, sql, params)
+      shared = [user, device, Atom.to_string(kind), now]
+      inserted + Repo.execute(repo, sql, shared ++ own)
     end)
   end
 

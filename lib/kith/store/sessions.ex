@@ -64,29 +64,19 @@ defmodule Kith.Store.Sessions do
       sql = """
       INSERT INTO signal_sessions
         (user_id, device_id, peer_id, peer_device_id, generation, state, identity, created_at, updated_at)
-      VALUES #{SQL.values(length(chunk), 9)}
+      VALUES #{SQL.values(length(chunk), 3, 5, fn own -> ["$1", "$2"] ++ own ++ ["$3", "$3"] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id) DO UPDATE SET
         generation = excluded.generation, state = excluded.state, identity = excluded.identity,
         updated_at = excluded.updated_at
       WHERE signal_sessions.generation = excluded.generation - 1
       """
 
-      params =
+      own =
         Enum.flat_map(chunk, fn {{peer, peer_device}, generation, state, identity} ->
-          [
-            user,
-            device,
-            peer,
-            peer_device,
-            generation,
-            blob(state),
-            blob(identity),
-            now,
-            now
-          ]
+          [peer, peer_device, generation, blob(state), blob(identity)]
         end)
 
-      written + Repo.execute(repo, sql, params)
+      written + Repo.execute(repo, sql, [user, device, now | own])
     end)
   end
 
@@ -146,17 +136,17 @@ defmodule Kith.Store.Sessions do
       sql = """
       INSERT INTO signal_archived_sessions
         (user_id, device_id, peer_id, peer_device_id, session_id, position, state)
-      VALUES #{SQL.values(length(chunk), 7)}
+      VALUES #{SQL.values(length(chunk), 2, 5, fn own -> ["$1", "$2" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id, session_id) DO UPDATE SET
         position = excluded.position, state = excluded.state
       """
 
-      params =
+      own =
         Enum.flat_map(chunk, fn {{peer, peer_device}, {session_id, position, state}} ->
-          [user, device, peer, peer_device, {:blob, session_id}, position, {:blob, state}]
+          [peer, peer_device, {:blob, session_id}, position, {:blob, state}]
         end)
 
-      Repo.execute(repo, sql, params)
+      Repo.execute(repo, sql, [user, device | own])
     end
 
     :ok
@@ -186,24 +176,16 @@ defmodule Kith.Store.Sessions do
       sql = """
       INSERT INTO signal_skipped_keys
         (user_id, device_id, peer_id, peer_device_id, session_id, ratchet_key, counter, message_key)
-      VALUES #{SQL.values(length(chunk), 8)}
+      VALUES #{SQL.values(length(chunk), 5, 3, fn own -> ["$1", "$2", "$3", "$4", "$5" | own] end)}
       """
 
-      params =
+      own =
         Enum.flat_map(chunk, fn {ratchet_key, counter, sealed} ->
-          [
-            user,
-            device,
-            peer,
-            peer_device,
-            {:blob, session_id},
-            {:blob, ratchet_key},
-            counter,
-            {:blob, sealed}
-          ]
+          [{:blob, ratchet_key}, counter, {:blob, sealed}]
         end)
 
-      Repo.execute(repo, sql, params)
+      shared = [user, device, peer, peer_device, {:blob, session_id}]
+      Repo.execute(repo, sql, shared ++ own)
     end
 
     :ok

@@ -2,8 +2,8 @@ defmodule Kith.Store.SQL do
   @moduledoc false
   # Parameter lists of statements whose length depends on the call.
 
-  # SQLite takes 32,766 parameters in one statement; the widest row has 9.
-  @rows_per_statement 1_000
+  # SQLite looks up the name of a parameter among all of them: a statement costs the square of their number.
+  @rows_per_statement 200
 
   @doc ~S"""
       iex> Kith.Store.SQL.list(2, 3)
@@ -12,11 +12,17 @@ defmodule Kith.Store.SQL do
   def list(first, count), do: Enum.map_join(first..(first + count - 1)//1, ", ", &"$#{&1}")
 
   @doc ~S"""
-      iex> Kith.Store.SQL.values(2, 3)
-      "($1, $2, $3), ($4, $5, $6)"
+  The rows of VALUES: some parameters are the same in each, the others follow row by row.
+
+      iex> Kith.Store.SQL.values(2, 1, 2, fn [id, key] -> ["$1", id, key] end)
+      "($1, $2, $3), ($1, $4, $5)"
   """
-  def values(rows, columns),
-    do: Enum.map_join(1..rows//1, ", ", &"(#{list((&1 - 1) * columns + 1, columns)})")
+  def values(rows, shared, own, shape) do
+    Enum.map_join(0..(rows - 1)//1, ", ", fn row ->
+      first = shared + row * own + 1
+      "(" <> Enum.join(shape.(Enum.map(first..(first + own - 1)//1, &"$#{&1}")), ", ") <> ")"
+    end)
+  end
 
   @doc "Rows in as many statements as they need."
   def chunks(rows), do: Enum.chunk_every(rows, @rows_per_statement)
