@@ -266,7 +266,7 @@ defmodule Kith do
     instance = Instance.fetch!(name)
 
     if not is_list(members),
-      do: raise(ArgumentError, "expected a list of members, got: #{inspect(members)}")
+      do: raise(ArgumentError, "expected a list of members")
 
     members = Enum.map(members, &{&1, Address.new!(&1)})
     Messages.encrypt_group(instance, Address.new!(from), members, plaintext!(plaintext))
@@ -289,11 +289,20 @@ defmodule Kith do
   @doc """
   Returns the number two people compare, aloud or by scanning, to know that nobody sits between them.
 
-  `:digits` are 60 digits, the same for both sides. `:scannable` are the bytes of the code that Signal's clients
-  scan. Both are of the identity keys that are registered or published now. Errors: `:not_registered`.
+  `:digits` are 60 digits, the same for both sides. `:scannable` are the bytes of a code in the form of Signal's,
+  over the user ids as Kith knows them. Both are of the identity keys that are registered or published now.
+
+  `:identity` says what the device makes of the other's key: it is the one `:remembered`; the key has
+  `:changed`, and the number is that of the new one, which `trust/4` would accept; or the other is `:unknown` to it.
+
+  Errors: `:not_registered`, `:corrupted_state`.
   """
   @spec safety_number(name, Address.given(), Address.given()) ::
-          result(%{digits: String.t(), scannable: binary})
+          result(%{
+            digits: String.t(),
+            scannable: binary,
+            identity: :remembered | :changed | :unknown
+          })
   def safety_number(name, address, other),
     do: Peers.safety_number(Instance.fetch!(name), Address.new!(address), Address.new!(other))
 
@@ -305,8 +314,7 @@ defmodule Kith do
   @spec safety_number_matches(name, Address.given(), Address.given(), binary) :: result(boolean)
   def safety_number_matches(name, address, other, scanned) do
     if not is_binary(scanned),
-      do:
-        raise(ArgumentError, "expected the scanned code to be a binary, got: #{inspect(scanned)}")
+      do: raise(ArgumentError, "expected the scanned code to be a binary")
 
     instance = Instance.fetch!(name)
     Peers.safety_number_matches(instance, Address.new!(address), Address.new!(other), scanned)
@@ -342,10 +350,10 @@ defmodule Kith do
   end
 
   @doc """
-  Ends the session of a device with a peer: the next message establishes a new one.
+  Puts the session of a device with a peer away: the next message establishes a new one.
 
-  The identity of the peer stays remembered. Messages of the ended session that are still on their way will
-  not open. Errors: `:session_not_found`, `:not_registered`, `:key_not_found`.
+  The identity of the peer stays remembered, and messages of the old session that are still on their way
+  open. Errors: `:session_not_found`, `:not_registered`, `:key_not_found`.
   """
   @spec reset_session(name, Address.given(), Address.given()) :: result(:reset)
   def reset_session(name, address, peer),
@@ -409,9 +417,8 @@ defmodule Kith do
       {user, device} when is_binary(user) ->
         Address.new!({user, device})
 
-      {address, _} ->
-        raise ArgumentError,
-              "expected either an address or :device, got both: #{inspect(address)}"
+      {_address, _} ->
+        raise ArgumentError, "expected either an address or :device, got both"
     end
   end
 

@@ -535,7 +535,7 @@ defmodule KithTest do
           Kith.pre_key_bundle!(kith, "ben").prekey.id
         end
 
-      assert ids == Enum.to_list(1..20)
+      assert ids == Enum.to_list(hd(ids)..(hd(ids) + 19))
     end
 
     test "are each handed out once under 50 concurrent claims" do
@@ -579,7 +579,7 @@ defmodule KithTest do
     end
 
     test "that were used still open a second first message of the same bundle, until their grace is over" do
-      kith = start_kith!(prekey_grace_period: 3_600)
+      kith = start_kith!(prekey_grace_period: 3_600, unknown_senders: :remember)
       other = start_kith!()
       register!(kith, ["ben"])
       register!(other, ["anna", "cleo"])
@@ -614,8 +614,10 @@ defmodule KithTest do
       first = Kith.encrypt!(kith, "anna", "ben", "hello")
       assert Kith.decrypt!(kith, "ben", first) == "hello"
       Kith.reset_session!(kith, "ben", "anna")
-      before = dump(kith)
       assert reason(Kith.decrypt(kith, "ben", first)) == :duplicate
+      Kith.delete!(kith, "ben", "anna")
+      before = dump(kith)
+      assert reason(Kith.decrypt(kith, "ben", first)) == :session_not_found
       assert dump(kith) == before
     end
   end
@@ -734,7 +736,10 @@ defmodule KithTest do
     end
 
     test "is refused in both directions until it is trusted", %{kith: kith, old: old} do
-      assert Kith.safety_number!(kith, "anna", "ben") != old
+      assert %{identity: :remembered} = old
+      assert %{identity: :changed, digits: digits} = Kith.safety_number!(kith, "anna", "ben")
+      assert digits != old.digits
+      assert digits == Kith.safety_number!(kith, "ben", "anna").digits
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :untrusted_identity
       envelope = Kith.encrypt!(kith, "ben", "anna", "it is me")
       assert reason(Kith.decrypt(kith, "anna", envelope)) == :untrusted_identity
@@ -836,23 +841,36 @@ defmodule KithTest do
       assert send!(kith, "anna", "ben", "two") == "two"
     end
 
-    test "takes archived sessions and skipped keys with it, and so does delete/3" do
+    test "keeps what is on its way readable, and delete/3 does not" do
       kith = start_kith!()
+      converse!(kith, "anna", "ben")
+      skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
+      send!(kith, "anna", "ben", "after it")
+      late = Kith.encrypt!(kith, "anna", "ben", "late")
 
-      for forget <- [&Kith.reset_session!/3, &Kith.delete!/3] do
-        converse!(kith, "anna", "ben")
-        Kith.encrypt!(kith, "anna", "ben", "skipped")
-        send!(kith, "anna", "ben", "after it")
-        Kith.reset_session!(kith, "anna", "ben")
-        send!(kith, "anna", "ben", "another session")
-        assert %{archived: [_ | _]} = Kith.session_info!(kith, "ben", "anna")
-        assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert Kith.reset_session!(kith, "ben", "anna") == :reset
+      assert reason(Kith.reset_session(kith, "ben", "anna")) == :session_not_found
+      assert Kith.decrypt!(kith, "ben", skipped) == "skipped"
+      assert reason(Kith.decrypt(kith, "ben", skipped)) == :duplicate
+      assert Kith.decrypt!(kith, "ben", late) == "late"
 
-        forget.(kith, "ben", "anna")
-        assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
-        assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_archived_sessions")
-        Kith.reset_session!(kith, "anna", "ben")
-      end
+      late = Kith.encrypt!(kith, "anna", "ben", "too late")
+      assert Kith.delete!(kith, "ben", "anna") == :deleted
+      assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+
+      assert [[0]] =
+               sql!(kith, "SELECT COUNT(*) FROM signal_archived_sessions WHERE user_id = 'ben'")
+
+      assert reason(Kith.decrypt(kith, "ben", late)) == :session_not_found
+    end
+
+    test "by the receiver of an unanswered session loses no message" do
+      kith = start_kith!()
+      register!(kith, ["anna", "ben"])
+      messages = for n <- 1..3, do: Kith.encrypt!(kith, "anna", "ben", "message #{n}")
+      assert Kith.decrypt!(kith, "ben", hd(messages)) == "message 1"
+      Kith.reset_session!(kith, "ben", "anna")
+      assert Enum.map(tl(messages), &Kith.decrypt!(kith, "ben", &1)) == ["message 2", "message 3"]
     end
 
     test "never lets a sealed state of before come back" do
@@ -862,6 +880,36 @@ defmodule KithTest do
       Kith.reset_session!(kith, "anna", "ben")
       sql!(kith, "UPDATE signal_sessions SET state = $1 WHERE user_id = 'anna'", [{:blob, state}])
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state
+    end
+  end
+
+  describe "an envelope with another sender on it" do
+    setup do
+      kith = start_kith!()
+      register!(kith, ["anna", "ben", "cleo"])
+      %{kith: kith, envelope: Kith.encrypt!(kith, "anna", "ben", "from anna")}
+    end
+
+    test "is refused, remembered nowhere, and opens under its own", %{kith: kith} = context do
+      before = dump(kith)
+
+      for {from, refusal} <- [{{"cleo", 1}, :untrusted_identity}, {{"zoe", 1}, :not_registered}] do
+        envelope = %{context.envelope | from: from}
+        assert reason(Kith.decrypt(kith, "ben", envelope)) == refusal
+        assert dump(kith) == before
+      end
+
+      assert Kith.decrypt!(kith, "ben", context.envelope) == "from anna"
+    end
+
+    test "is the key of whom an application vouches for, when it says so" do
+      [server, client] = [start_kith!(), start_kith!(unknown_senders: :remember)]
+      register!(server, ["anna"])
+      register!(client, ["ben"])
+      Kith.publish_bundle!(server, "ben", Kith.pre_key_bundle!(client, "ben"))
+
+      assert Kith.decrypt!(client, "ben", Kith.encrypt!(server, "anna", "ben", "hello")) ==
+               "hello"
     end
   end
 
@@ -944,7 +992,7 @@ defmodule KithTest do
     # A second instance plays the client that holds the private keys.
     setup do
       server = start_kith!()
-      client = start_kith!()
+      client = start_kith!(unknown_senders: :remember)
       register!(server, ["anna"])
       register!(client, ["olga"])
       %{server: server, client: client, bundle: stock(client, "olga", 3)}

@@ -45,9 +45,18 @@ defmodule Kith.Address do
       :error ->
         raise ArgumentError,
               "expected a user (1 to 255 bytes of UTF-8 without a zero byte) or {user, device} " <>
-                "with a device from 1 to 127, got: #{inspect(given)}"
+                "with a device from 1 to 127, got #{describe(given)}"
     end
   end
+
+  # What is given in place of an address may be a message, so it is not printed.
+  defp describe(given) when is_binary(given), do: "a binary of #{byte_size(given)} bytes"
+
+  defp describe({user, device}) when is_binary(user),
+    do:
+      "{a binary of #{byte_size(user)} bytes, #{if is_integer(device), do: device, else: "no device"}}"
+
+  defp describe(_given), do: "something else"
 
   @doc false
   @spec parse(term) :: {:ok, t} | :error

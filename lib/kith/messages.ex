@@ -309,24 +309,43 @@ defmodule Kith.Messages do
         else: {call.(), []}
 
     with {:ok, opened} <- result,
-         :ok <- expected_identity(repo, from, session, header) do
+         :ok <- expected_identity(instance, repo, from, session, header),
+         :ok <- unused_base_key(repo, to, opened) do
       commit(repo, to, from, session, opened, now)
+      if opened.prekey_used, do: purge(instance, repo, to, now)
       {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
     else
       error -> {error, []}
     end
   end
 
-  # The first message of a peer of whom nothing is remembered. Whoever has keys here is known by them; of
-  # others the first key counts. Asked once the message is authentic: damage is not a change of identity.
-  defp expected_identity(repo, from, %{identity: nil}, %{identity_key: key}) when key != nil do
+  # The first message of a peer of whom nothing is remembered: an envelope says who it is from, and nothing
+  # but the keys that are registered or published here can tell whether that is so. Asked once the
+  # message is authentic: damage is not a change of identity.
+  defp expected_identity(instance, repo, from, %{identity: nil}, %{identity_key: key})
+       when key != nil do
     case Accounts.device(repo, from) do
-      %{public_key: other} when other != key -> {:error, Error.new(:untrusted_identity)}
-      _ -> :ok
+      %{public_key: ^key} -> :ok
+      %{} -> {:error, Error.new(:untrusted_identity)}
+      nil when instance.options.unknown_senders == :remember -> :ok
+      nil -> {:error, Error.new(:not_registered, "the sender has no keys here")}
     end
   end
 
-  defp expected_identity(_repo, _from, _session, _header), do: :ok
+  defp expected_identity(_instance, _repo, _from, _session, _header), do: :ok
+
+  # A session was made from this base key, and is gone. The message may be new or a replay: it is not opened,
+  # and a message in the other direction starts over.
+  defp unused_base_key(repo, to, %{base_key: {_, base_key}}) do
+    if Prekeys.base_key_used?(repo, to, base_key),
+      do: {:error, Error.new(:session_not_found, "the session of this message was deleted")},
+      else: :ok
+  end
+
+  defp unused_base_key(_repo, _to, _opened), do: :ok
+
+  defp purge(instance, repo, to, now),
+    do: Prekeys.delete_used(repo, to, now - instance.options.prekey_grace_period * 1_000)
 
   defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: {nil, nil}
 
@@ -368,13 +387,14 @@ defmodule Kith.Messages do
   end
 
   defp commit(repo, to, from, session, opened, now) do
-    with {_, _} = base_key <- opened.base_key do
-      if Prekeys.insert_base_key(repo, to, base_key, now) == 0, do: raise(Error.new(:duplicate))
-    end
-
+    # First, so that of two first messages of one session the later finds the session when it is tried again.
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
     if Sessions.put(repo, to, [row], now) != 1, do: raise(Error.new(:stale))
+
+    with {_, _} = base_key <- opened.base_key do
+      if Prekeys.insert_base_key(repo, to, base_key, now) == 0, do: raise(Error.new(:stale))
+    end
 
     if opened.prekey_used, do: Prekeys.mark_used(repo, to, opened.prekey_used, now)
 

@@ -38,6 +38,10 @@ defmodule Kith.Options do
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
       sooner. Default 604,800 (7 days).
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
+    * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
+      here. An envelope says who it is from, and only keys known here can tell whether that is so.
+      `:refuse` (default) answers `:not_registered`. `:remember` trusts and remembers the first key seen, for
+      instances whose peers are registered elsewhere and whose application vouches for the sender.
     * `:max_attempts` - how often a call that lost the race for a session is tried before `:stale`.
       Default 5.
 
@@ -58,6 +62,7 @@ defmodule Kith.Options do
             replenish_below: 20,
             prekey_grace_period: 604_800,
             max_plaintext: 65_536,
+            unknown_senders: :refuse,
             max_attempts: 5
 
   @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
@@ -72,6 +77,7 @@ defmodule Kith.Options do
           replenish_below: 0..1000,
           prekey_grace_period: non_neg_integer,
           max_plaintext: pos_integer,
+          unknown_senders: :refuse | :remember,
           max_attempts: pos_integer
         }
 
@@ -166,6 +172,7 @@ defmodule Kith.Options do
       replenish_below: {:integer, 0..1000},
       prekey_grace_period: {:integer, 0..31_536_000},
       max_plaintext: {:integer, 1..1_048_576},
+      unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100}
     ]
   end

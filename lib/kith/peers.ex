@@ -9,9 +9,10 @@ defmodule Kith.Peers do
     Instance.transaction(instance, fn repo ->
       with {:ok, key} <- public_key(repo, a),
            {:ok, other_key} <- public_key(repo, b),
+           {:ok, identity} <- identity(instance, repo, a, b, other_key),
            {:ok, {digits, scannable}} <-
              native(instance, :safety_number, [user, key, other, other_key]) do
-        {{:ok, %{digits: digits, scannable: scannable}}, []}
+        {{:ok, %{digits: digits, scannable: scannable, identity: identity}}, []}
       else
         error -> {error, []}
       end
@@ -29,6 +30,19 @@ defmodule Kith.Peers do
     end)
   end
 
+  # What a device makes of the key another has here. One whose private keys are elsewhere remembers nothing here.
+  defp identity(instance, repo, {user, _} = a, b, key) do
+    with %{data_key: data_key, identity: own} when data_key != nil and own != nil <-
+           Accounts.device(repo, a),
+         %{identity: sealed} when sealed != nil <- Sessions.fetch(repo, a, b),
+         {:ok, remembered} <- remembered(instance, {user, data_key}, a, b, sealed) do
+      {:ok, if(remembered == key, do: :remembered, else: :changed)}
+    else
+      {:error, error} -> {:error, error}
+      _nothing_remembered -> {:ok, :unknown}
+    end
+  end
+
   def trust(instance, {user, _} = local, peer, options) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, local),
@@ -44,8 +58,10 @@ defmodule Kith.Peers do
         if session.state != nil and remembered == key do
           Sessions.put_identity(repo, local, peer, sealed, now)
         else
+          archived = archive(instance, account, local, peer, session)
           row = {peer, session.generation + 1, nil, sealed}
           if Sessions.put(repo, local, [row], now) != 1, do: raise(Error.new(:stale))
+          Sessions.insert_archived(repo, local, archived)
         end
 
         {{:ok, :trusted}, []}
@@ -68,14 +84,71 @@ defmodule Kith.Peers do
 
   def reset(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
-      with {:ok, _} <- Registration.fetch_local(repo, local) do
-        dropped = Sessions.drop_state(repo, local, peer, now())
-        Sessions.delete_parts(repo, local, peer)
-        {if(dropped == 0, do: none(), else: {:ok, :reset}), []}
+      with {:ok, device} <- Registration.fetch_local(repo, local) do
+        case put_away(instance, repo, local, device.data_key, peer) do
+          0 -> {none(), []}
+          1 -> {{:ok, :reset}, []}
+        end
       else
         error -> {error, []}
       end
     end)
+  end
+
+  @doc """
+  Archives the session of a device with a peer, in the caller's transaction: it still opens what is on its way,
+  and sends no more. Returns how many there were.
+  """
+  def put_away(instance, repo, {user, _} = local, data_key, peer) do
+    case Sessions.fetch(repo, local, peer) do
+      %{state: nil} ->
+        0
+
+      session ->
+        archived = archive(instance, {user, data_key}, local, peer, session)
+
+        if Sessions.drop_state(repo, local, peer, session.generation, now()) != 1,
+          do: raise(Error.new(:stale))
+
+        Sessions.insert_archived(repo, local, archived)
+        1
+    end
+  end
+
+  @doc "Archives every session others have with a device whose keys are not the same any more."
+  def put_away_all_with(instance, repo, address) do
+    for {local, data_key} <- Sessions.partners(repo, address),
+        data_key != nil,
+        do: put_away(instance, repo, local, data_key, address)
+
+    :ok
+  end
+
+  # As rows to insert: none, or one.
+  defp archive(_instance, _account, _local, _peer, %{state: nil}), do: []
+
+  defp archive(instance, account, local, {user, device} = peer, session) do
+    parts =
+      Map.merge(session, %{
+        user: user,
+        device: device,
+        archive: nil,
+        skipped: nil,
+        prekey: nil,
+        signed_prekey: nil
+      })
+
+    case Instance.sealed(instance, :session_archive, [account, local, parts]) do
+      {:ok, archived} ->
+        [{peer, archived}]
+
+      # What does not open could not open a message either.
+      {:error, :corrupted_state} ->
+        []
+
+      {:error, reason} ->
+        raise Error.new(reason)
+    end
   end
 
   def delete(instance, local, peer) do

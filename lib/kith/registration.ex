@@ -2,8 +2,8 @@ defmodule Kith.Registration do
   @moduledoc false
   # Who has keys here: making them, publishing those made elsewhere, handing out bundles.
 
-  alias Kith.{Address, Error, Instance, PreKeyBundle, Replenisher, Telemetry}
-  alias Kith.Store.{Accounts, Prekeys, Sessions}
+  alias Kith.{Address, Error, Instance, Peers, PreKeyBundle, Replenisher, Telemetry}
+  alias Kith.Store.{Accounts, Prekeys}
 
   # Ids have 24 bits in Signal's own clients.
   @max_prekey_id 0xFFFFFF
@@ -36,20 +36,28 @@ defmodule Kith.Registration do
     count = instance.options.one_time_prekeys
     account = {user, open_account(instance, repo, user, now)}
 
+    # Drawn, so that a message made for keys of an earlier registration names a prekey that is not there.
+    [signed_id, first_id] = for _ <- 1..2, do: :rand.uniform(@max_prekey_id - @max_stock)
+
     {keys, record} =
       generating(instance, address, fn ->
         with {:ok, {public_key, sealed, registration_id}} <-
                Instance.sealed(instance, :identity_create, [account, device]),
              {:ok, signed} <-
-               Instance.sealed(instance, :signed_prekey_create, [account, device, sealed, 1]),
+               Instance.sealed(instance, :signed_prekey_create, [
+                 account,
+                 device,
+                 sealed,
+                 signed_id
+               ]),
              {:ok, prekeys} <-
-               Instance.sealed(instance, :prekeys_create, [account, device, 1, count]) do
+               Instance.sealed(instance, :prekeys_create, [account, device, first_id, count]) do
           {:ok,
            %{
              registration_id: registration_id,
              public_key: public_key,
              identity: sealed,
-             next_prekey_id: count + 1,
+             next_prekey_id: first_id + count,
              signed: signed,
              prekeys: prekeys
            }}
@@ -103,7 +111,7 @@ defmodule Kith.Registration do
           {{:error, Error.new(:not_registered)}, []}
 
         _ ->
-          Sessions.drop_states_with(repo, address, now())
+          Peers.put_away_all_with(instance, repo, address)
           {{:ok, :unregistered}, []}
       end
     end)
@@ -222,7 +230,7 @@ defmodule Kith.Registration do
     with {:ok, bundle} <- PreKeyBundle.new(fields),
          :ok <- verify(instance, bundle) do
       Instance.transaction(instance, fn repo ->
-        {insert_published(repo, address, bundle), []}
+        {insert_published(instance, repo, address, bundle), []}
       end)
     end
   end
@@ -234,7 +242,7 @@ defmodule Kith.Registration do
     end
   end
 
-  defp insert_published(repo, address, bundle) do
+  defp insert_published(instance, repo, address, bundle) do
     now = now()
 
     case Accounts.device(repo, address) do
@@ -255,7 +263,7 @@ defmodule Kith.Registration do
         changed? = device.public_key != bundle.identity_key
         # The old signature says nothing about prekeys of the new identity.
         if changed?, do: Prekeys.delete_all(repo, address)
-        if changed?, do: Sessions.drop_states_with(repo, address, now)
+        if changed?, do: Peers.put_away_all_with(instance, repo, address)
 
         Accounts.update_published(repo, address, bundle.registration_id, bundle.identity_key)
         insert_stock(repo, address, bundle, now)

@@ -222,10 +222,20 @@ defmodule Kith.SQLite do
         failed?: false
       })
 
+      Process.put({__MODULE__, :owner, handle.server}, server)
+
       try do
         apply_to(fun, handle)
       else
-        value -> finish(server, ref, value)
+        value ->
+          case whereis(handle) do
+            {:ok, ^server} ->
+              finish(server, ref, value)
+
+            {:error, error} ->
+              undo(server, ref)
+              {:error, error}
+          end
       catch
         :throw, {__MODULE__, :rollback, ^server, reason} ->
           undo(server, ref)
@@ -234,6 +244,8 @@ defmodule Kith.SQLite do
         kind, reason ->
           undo(server, ref)
           :erlang.raise(kind, reason, __STACKTRACE__)
+      after
+        Process.delete({__MODULE__, :owner, handle.server})
       end
     end
   end
@@ -306,20 +318,23 @@ defmodule Kith.SQLite do
   defp condition(:panic), do: :dirty
   defp condition(_error), do: :clean
 
-  defp in_transaction(handle) do
-    with {:ok, server} <- whereis(handle),
-         %{} = transaction <- Process.get({__MODULE__, server}) do
-      {server, transaction}
-    else
-      _ -> nil
+  defp in_transaction(%__MODULE__{server: name}) do
+    server = Process.get({__MODULE__, :owner, name}) || GenServer.whereis(name)
+
+    case Process.get({__MODULE__, server}) do
+      nil -> nil
+      transaction -> {server, transaction}
     end
   end
 
-  # Transactions are known by the owner's pid, so that a name and a pid mean the same one.
+  # Transactions are known by the owner's pid, so that a name and a pid mean the same one. When the owner was
+  # restarted, a transaction that was begun under its name is lost: nothing more may run in it, least of
+  # all on the connection of the new owner, where it would be durable by itself.
   defp whereis(%__MODULE__{server: server}) do
-    case GenServer.whereis(server) do
-      pid when is_pid(pid) -> {:ok, pid}
-      _ -> closed()
+    case {GenServer.whereis(server), Process.get({__MODULE__, :owner, server})} do
+      {pid, owner} when is_pid(pid) and owner in [nil, pid] -> {:ok, pid}
+      {_, nil} -> closed()
+      {_, _} -> {:error, %Error{kind: :closed, message: "the database was restarted"}}
     end
   end
 

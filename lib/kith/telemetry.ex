@@ -46,7 +46,8 @@ defmodule Kith.Telemetry do
   ## Order
 
   `:establish`, `:generate` and `:claim` are emitted once their transaction is committed, with the times at
-  which they happened; what was rolled back is not reported. A handler never runs while the database is held.
+  which they happened; what was rolled back is not reported. So a handler does not run while the database is
+  held, but for `[:kith, :nif, :panic]`, and for all events of a call inside the application's own transaction.
   """
 
   # Telemetry is optional: it is looked for when the application starts.
@@ -68,12 +69,7 @@ defmodule Kith.Telemetry do
   # `fun` returns {result, measurements, metadata of :stop}.
   @spec span([atom], map, (() -> {result, map, map})) :: result when result: term
   def span(event, metadata, fun) do
-    if available?() do
-      emitted_span(event, Map.put(metadata, :telemetry_span_context, make_ref()), fun)
-    else
-      {result, _, _} = fun.()
-      result
-    end
+    emitted_span(event, Map.put(metadata, :telemetry_span_context, make_ref()), fun)
   end
 
   # As :telemetry.span/3, but for the exception: its reason and stack trace may hold the plaintext a
@@ -91,7 +87,7 @@ defmodule Kith.Telemetry do
         finished = System.monotonic_time()
         stacktrace = Enum.map(__STACKTRACE__, &without_arguments/1)
 
-        :telemetry.execute(
+        execute(
           event ++ [:exception],
           %{duration: finished - started, monotonic_time: finished},
           Map.merge(metadata, %{kind: kind, reason: name(kind, reason), stacktrace: stacktrace})
@@ -153,7 +149,7 @@ defmodule Kith.Telemetry do
   end
 
   defp start(event, started, system_time, metadata) do
-    :telemetry.execute(
+    execute(
       event ++ [:start],
       %{monotonic_time: started, system_time: system_time},
       metadata
@@ -164,7 +160,7 @@ defmodule Kith.Telemetry do
     measurements =
       Map.merge(measurements, %{duration: finished - started, monotonic_time: finished})
 
-    :telemetry.execute(event ++ [:stop], measurements, metadata)
+    execute(event ++ [:stop], measurements, metadata)
   end
 
   @doc false
@@ -190,12 +186,15 @@ defmodule Kith.Telemetry do
 
   @doc false
   def panic(%Instance{name: name}, function) do
-    if available?() do
-      :telemetry.execute(
-        [:kith, :nif, :panic],
-        %{system_time: System.system_time(), count: 1},
-        %{instance: name, function: function}
-      )
-    end
+    execute(
+      [:kith, :nif, :panic],
+      %{system_time: System.system_time(), count: 1},
+      %{instance: name, function: function}
+    )
+  end
+
+  defp execute(event, measurements, metadata) do
+    if available?(), do: :telemetry.execute(event, measurements, metadata)
+    :ok
   end
 end

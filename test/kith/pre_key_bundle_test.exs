@@ -61,6 +61,7 @@ defmodule Kith.PreKeyBundleTest do
 
   test "prints ids and no keys", %{bundle: bundle} do
     assert inspect(bundle) ==
-             ~s(#Kith.PreKeyBundle<"ben"/1, signed prekey 1, one-time prekey 1, 0 published>)
+             ~s(#Kith.PreKeyBundle<"ben"/1, signed prekey #{bundle.signed_prekey.id}, ) <>
+               ~s(one-time prekey #{bundle.prekey.id}, 0 published>)
   end
 end

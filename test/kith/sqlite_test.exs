@@ -53,6 +53,18 @@ defmodule Kith.SQLiteTest do
     pid
   end
 
+  defp restart(name, pid) do
+    Process.exit(pid, :kill)
+    await_other(name, pid)
+  end
+
+  defp await_other(name, pid) do
+    if GenServer.whereis(name) in [nil, pid] do
+      Process.sleep(1)
+      await_other(name, pid)
+    end
+  end
+
   defp wait_for_queue(pid, length) do
     if :queue.len(:sys.get_state(pid).waiting) != length do
       Process.sleep(1)
@@ -543,6 +555,35 @@ defmodule Kith.SQLiteTest do
 
       pid = start_supervised!({SQLite, path: path}, id: :again)
       assert ids(SQLite.handle(pid)) == []
+    end
+
+    test "a transaction does not go on under the name of a restarted database", %{tmp_dir: folder} do
+      name = :"restarted #{System.unique_integer()}"
+      owner = start_supervised!({SQLite, name: name, path: Path.join(folder, "named.db")})
+      db = SQLite.handle(name)
+      :ok = SQLite.execute(db, "CREATE TABLE notes (id INTEGER PRIMARY KEY, body BLOB)")
+
+      for before <- [fn -> :nothing end, fn -> {:ok, _} = insert(db, 1) end] do
+        result =
+          SQLite.transaction(db, fn ->
+            before.()
+            restart(name, GenServer.whereis(name))
+            assert SQLite.in_transaction?(db)
+            assert {:error, %Error{kind: :closed}} = insert(db, 2)
+
+            assert {:error, %Error{kind: :closed}} =
+                     SQLite.transaction(db, fn -> insert(db, 3) end)
+
+            :done
+          end)
+
+        assert {:error, %Error{kind: :closed}} = result
+        assert ids(db) == []
+        assert {:ok, _} = SQLite.transaction(db, fn -> insert(db, 4) end)
+        {:ok, _} = SQLite.query(db, "DELETE FROM notes")
+      end
+
+      assert GenServer.whereis(name) != owner
     end
   end
 

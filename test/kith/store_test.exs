@@ -191,8 +191,9 @@ defmodule Kith.StoreTest do
 
     test "keep their row and count on when they end", %{handle: db, me: me, peer: peer} do
       Sessions.put(db, me, [{peer, 1, "s", "i"}], 0)
-      assert Sessions.drop_state(db, me, peer, 0) == 1
-      assert Sessions.drop_state(db, me, peer, 0) == 0
+      assert Sessions.drop_state(db, me, peer, 2, 0) == 0
+      assert Sessions.drop_state(db, me, peer, 1, 0) == 1
+      assert Sessions.drop_state(db, me, peer, 2, 0) == 0
       assert Sessions.fetch(db, me, peer) == %{generation: 2, state: nil, identity: "i"}
       assert Sessions.forget(db, me, peer, 0) == 1
       assert Sessions.fetch(db, me, peer) == %{generation: 3, state: nil, identity: nil}

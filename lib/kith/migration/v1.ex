@@ -88,10 +88,10 @@ defmodule Kith.Migration.V1 do
       CREATE TABLE signal_base_keys (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
-        base_key_hash #{bytes} NOT NULL,
+        base_key #{bytes} NOT NULL,
         signed_prekey_id BIGINT NOT NULL,
         created_at BIGINT NOT NULL,
-        PRIMARY KEY (user_id, device_id, base_key_hash)
+        PRIMARY KEY (user_id, device_id, base_key)
       )
       """,
       # The application's own: it writes a row per message from Kith.Envelope.metadata/2.

@@ -140,15 +140,21 @@ defmodule Kith.Store.Prekeys do
     ])
   end
 
+  @doc "Whether a session was started from this base key before."
+  def base_key_used?(repo, {user, device}, base_key) do
+    sql = "SELECT 1 FROM signal_base_keys WHERE user_id = $1 AND device_id = $2 AND base_key = $3"
+    Repo.rows(repo, sql, [user, device, {:blob, base_key}]) != []
+  end
+
   @doc "Returns 0 when a session was started from this base key before."
-  def insert_base_key(repo, {user, device}, {signed_prekey_id, hash}, now) do
+  def insert_base_key(repo, {user, device}, {signed_prekey_id, base_key}, now) do
     sql = """
-    INSERT INTO signal_base_keys (user_id, device_id, base_key_hash, signed_prekey_id, created_at)
+    INSERT INTO signal_base_keys (user_id, device_id, base_key, signed_prekey_id, created_at)
     VALUES ($1, $2, $3, $4, $5)
-    ON CONFLICT (user_id, device_id, base_key_hash) DO NOTHING
+    ON CONFLICT (user_id, device_id, base_key) DO NOTHING
     """
 
-    Repo.execute(repo, sql, [user, device, {:blob, hash}, signed_prekey_id, now])
+    Repo.execute(repo, sql, [user, device, {:blob, base_key}, signed_prekey_id, now])
   end
 
   defp blob(nil), do: nil

@@ -86,14 +86,14 @@ defmodule Kith.Store.Sessions do
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, identity}, now])
   end
 
-  @doc "Ends the session of a pair. Returns 0 when there is none."
-  def drop_state(repo, local, peer, now) do
+  @doc "Ends the session of a pair at a generation. Returns 0 when there is none."
+  def drop_state(repo, local, peer, generation, now) do
     sql = """
     UPDATE signal_sessions SET state = NULL, generation = generation + 1, updated_at = $5
-    WHERE #{@pair} AND state IS NOT NULL
+    WHERE #{@pair} AND generation = $6 AND state IS NOT NULL
     """
 
-    Repo.execute(repo, sql, pair(local, peer) ++ [now])
+    Repo.execute(repo, sql, pair(local, peer) ++ [now, generation])
   end
 
   @doc "Ends the session of a pair and forgets the identity of the peer."
@@ -107,14 +107,17 @@ defmodule Kith.Store.Sessions do
     Repo.execute(repo, sql, pair(local, peer) ++ [now])
   end
 
-  @doc "Ends every session others have with this device: its keys are not the same any more."
-  def drop_states_with(repo, {user, device}, now) do
+  @doc "The devices that have a session with a device, and their users' wrapped data keys."
+  def partners(repo, {user, device}) do
     sql = """
-    UPDATE signal_sessions SET state = NULL, generation = generation + 1, updated_at = $3
-    WHERE peer_id = $1 AND peer_device_id = $2 AND state IS NOT NULL
+    SELECT s.user_id, s.device_id, a.data_key
+    FROM signal_sessions s LEFT JOIN signal_accounts a ON a.user_id = s.user_id
+    WHERE s.peer_id = $1 AND s.peer_device_id = $2 AND s.state IS NOT NULL
+    ORDER BY s.user_id, s.device_id
     """
 
-    Repo.execute(repo, sql, [user, device, now])
+    for [partner, partner_device, data_key] <- Repo.rows(repo, sql, [user, device]),
+        do: {{partner, partner_device}, data_key}
   end
 
   @doc "`{session_id, position, state}` of the archived sessions, the newest first."
