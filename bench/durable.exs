@@ -2,18 +2,17 @@ defmodule Bench.Durable do
   # The whole path: Kith.encrypt_group/4 and Kith.decrypt/3 on SQLite with `synchronous: :full`.
 
   @plaintext String.duplicate("a", 256)
-  @stock 1_000
 
   def start(directory, largest) do
     key = :crypto.strong_rand_bytes(32)
 
-    # The stock is filled between the rounds, so that nobody makes prekeys while the clock runs.
+    # The stock of 100 lasts for a round and is filled between rounds, so that nobody makes prekeys while
+    # the clock runs.
     {:ok, _} =
       Kith.start_link(
         name: __MODULE__,
         database: Path.join(directory, "kith.db"),
         keys: [current: {"bench", {:key, key}}],
-        one_time_prekeys: @stock,
         replenish_below: 0
       )
 

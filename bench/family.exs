@@ -15,10 +15,12 @@ defmodule Bench.Family do
   def main([criterion, page]) do
     quick = System.get_env("QUICK") in ["1", "true"]
 
+    # Many short turns, since the machine is not the same for a whole minute. In one round a member hands
+    # out a prekey for each cold sample of each size, at most 100.
     {rounds, per_round} =
       if quick,
-        do: {2, %{established: 20, cold: 4, decrypt: 10, warm_up: 20}},
-        else: {10, %{established: 100, cold: 15, decrypt: 50, warm_up: 200}}
+        do: {4, %{established: 10, cold: 2, decrypt: 5, warm_up: 20}},
+        else: {60, %{established: 25, cold: 4, decrypt: 12, warm_up: 200}}
 
     {:ok, _} = Application.ensure_all_started(:kith)
     load_before = load()
@@ -143,7 +145,7 @@ defmodule Bench.Family do
     [
       {"CPU", "#{cpu_model()}, #{System.schedulers_online()} cores"},
       {"Memory", memory()},
-      {"System", "#{system()}, database on #{output("stat", ["-f", "-c", "%T", directory])}"},
+      {"System", "#{system()}, database on #{file_system(directory)}"},
       {"Load average before / after", "#{load_before} / #{load()}"},
       {"Date", Date.to_iso8601(Date.utc_today())},
       {"Kith", "#{Application.spec(:kith, :vsn)}, #{revision()}"},
@@ -182,6 +184,10 @@ defmodule Bench.Family do
     else
       _ -> output("uname", ["-s"])
     end
+  end
+
+  defp file_system(directory) do
+    "df" |> output(["--output=fstype", directory]) |> String.split("\n") |> List.last()
   end
 
   defp revision do

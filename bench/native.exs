@@ -15,8 +15,11 @@ defmodule Bench.Native do
     %{vault: vault, families: %{}, pair: {anna, ben}, rows: {at_anna, at_ben}}
   end
 
-  @doc "Bytes of the sealed state of an established session."
-  def state_size(%{rows: {row, _}}), do: byte_size(row.state)
+  @doc "Bytes of the sealed state of a session of a family."
+  def state_size(%{families: families}) do
+    {_, %{rows: [row | _]}} = Enum.at(families, 0)
+    byte_size(row.state)
+  end
 
   def prepare(state, people) do
     [sender | others] = for number <- 1..people, do: person(state.vault, "person-#{number}")

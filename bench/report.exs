@@ -276,5 +276,9 @@ defmodule Bench.Report do
   end
 
   defp significant(number) when number >= 9.995, do: :erlang.float_to_binary(number, decimals: 1)
-  defp significant(number), do: :erlang.float_to_binary(number / 1, decimals: 2)
+
+  defp significant(number) when number >= 0.0995,
+    do: :erlang.float_to_binary(number / 1, decimals: 2)
+
+  defp significant(number), do: :erlang.float_to_binary(number / 1, decimals: 3)
 end

@@ -9,7 +9,7 @@ defmodule Kith.Error do
   | `:session_not_found` | no session with this peer opens or can carry a message | encrypt a message to them, or ask them to send again |
   | `:duplicate` | the message was opened before | ignore it |
   | `:tampered` | a MAC, a padding or a signature is wrong | do not show it; log a security event |
-  | `:out_of_sync` | the message is more than 25,000 ahead | `Kith.reset_session/3`, then ask the peer to send again |
+  | `:out_of_sync` | the message is more than 25,000 ahead, or says so: anyone can forge one | drop it; if messages the peer really sent keep failing so, `Kith.reset_session/3` |
   | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys`, or use the place that holds the private keys |
   | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
   | `:unknown_prekey` | the message was made from a prekey that is not held | ask the peer to fetch a fresh bundle and send again |
@@ -95,7 +95,7 @@ defmodule Kith.Error do
 
   defp describe(:out_of_sync),
     do:
-      "the message is too far ahead of the session; reset the session and ask the peer to send again"
+      "the message says it is too far ahead of the session; drop it, and reset the session if the peer's messages keep failing so"
 
   defp describe(:key_not_found),
     do:

@@ -1,9 +1,6 @@
 //! This engine with itself on the simulated network: every behaviour, two to six parties, many seeds.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a helper that fails is a failed test"
-)]
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a failed test")]
 
 mod support;
 
@@ -13,6 +10,9 @@ use support::ours::{Loading, OurParty};
 
 /// Messages of one network.
 const MESSAGES: usize = 300;
+
+/// Networks of each size for a behaviour.
+const SEEDS: usize = 12;
 
 fn network(behaviour: Behaviour, parties: usize, seed: u64) -> Network {
     let mut rng = SeededRng::new(seed);
@@ -30,7 +30,7 @@ fn simulate(behaviour: Behaviour) -> Summary {
     let mut rng = SeededRng::of_test(2);
     let mut total = Summary::default();
     for parties in 2..=6 {
-        for _ in 0..4 {
+        for _ in 0..SEEDS {
             let summary = network(behaviour, parties, rng.next_seed())
                 .run(MESSAGES)
                 .unwrap();

@@ -1,6 +1,14 @@
 //! Version 3 against transcripts of the official client 0.60.2: every message and every stored record,
 //! byte for byte. Where this engine is stricter, the case is named with the reason.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a helper that fails is a failed test"
+)]
+
 mod support;
 
 use std::collections::HashMap;

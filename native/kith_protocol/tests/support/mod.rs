@@ -12,6 +12,8 @@ pub(crate) mod network;
 pub(crate) mod official;
 pub(crate) mod ours;
 pub(crate) mod peer;
+pub(crate) mod protobuf;
+pub(crate) mod records;
 
 use std::convert::Infallible;
 

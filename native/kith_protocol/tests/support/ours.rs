@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kith_protocol::{
     Changes, DecryptError, Decrypted, EncryptError, IdentityKey, IdentityKeyPair, InitiateError,
-    KeyPair, LocalDevice, MemorySkippedKeys, MessageError, NotLoaded, PreKey, PreKeyBundle,
-    PreKeyId, PreKeySignalMessage, PreKeys, PrivateKey, ProtocolAddress, PublicKey, Session,
-    SessionId, SessionRecord, SignalMessage, SignedPreKey, SignedPreKeyPublic, SkippedKey,
-    SkippedKeyLookup, SkippedKeyPosition, TrustOnFirstUse,
+    KeyPair, LocalDevice, MemorySkippedKeys, MessageError, NotLoaded, OfficialRecord, PreKey,
+    PreKeyBundle, PreKeyId, PreKeySignalMessage, PreKeys, PrivateKey, ProtocolAddress, PublicKey,
+    Session, SessionId, SessionRecord, SignalMessage, SignedPreKey, SignedPreKeyPublic, SkippedKey,
+    SkippedKeyFormat, SkippedKeyLookup, SkippedKeyPosition, TrustOnFirstUse,
 };
 
 use super::SeededRng;
 use super::network::{Party, Reason, address};
 use super::peer::{Bundle, Message, MessageType, PeerAddress, PublicPreKey};
+use super::records::Record;
 
 /// The time of a device unless a test sets another, in seconds since 1970.
 pub(crate) const NOW: u64 = 1_700_000_000;
@@ -94,6 +95,7 @@ impl StoredPeer {
     fn apply(&mut self, record: &SessionRecord, decrypted: &Decrypted) {
         let changes = &decrypted.changes;
         let current = record.current().expect("what opened the message");
+        let had_current = self.current.is_some();
         assert_eq!(current.id(), changes.session_id);
         assert_eq!(*current.remote_identity(), decrypted.remote_identity);
         self.identity = Some(decrypted.remote_identity.to_bytes());
@@ -106,11 +108,12 @@ impl StoredPeer {
                 .position(|(id, _)| *id == promoted)
                 .expect("the promoted session was archived");
             self.archived.remove(at);
-            assert!(
-                changes.archived.is_some() || self.current.is_none() || changes.established,
-                "a promotion replaces the current session"
-            );
         }
+        assert_eq!(
+            changes.archived.is_some(),
+            had_current && (changes.promoted.is_some() || changes.established),
+            "what replaces the current session archives it"
+        );
         if let Some(archived) = changes.archived {
             let newest = record.archived().first().expect("the archived session");
             assert_eq!(newest.id(), archived);
@@ -444,7 +447,8 @@ impl Device {
     ) -> Result<Message, EncryptError> {
         let trust = self.trust(remote);
         let now = self.now;
-        let mut loaded = if self.whole() {
+        let whole = self.whole();
+        let mut loaded = if whole {
             self.load(remote)
         } else {
             self.in_memory.remove(remote);
@@ -454,7 +458,6 @@ impl Device {
                 skipped: MemorySkippedKeys::default(),
             }
         };
-        let whole = loaded.record != SessionRecord::from_parts(loaded.record.current().cloned(), None);
         let result = loaded.record.encrypt(plaintext, &trust, now);
         let rows = self.store.peers.entry(remote.clone()).or_default();
         match &result {
@@ -559,8 +562,7 @@ impl Device {
         let rows = self.store.peers.get(remote).cloned().unwrap_or_default();
         let (mut archive, mut skipped) = (false, false);
         loop {
-            let before =
-                SessionRecord::from_parts(rows.current(), archive.then(|| rows.archive()));
+            let before = SessionRecord::from_parts(rows.current(), archive.then(|| rows.archive()));
             let mut record = before.clone();
             let find = |id: &SessionId, position: &SkippedKeyPosition| {
                 if skipped {
@@ -614,6 +616,55 @@ impl Device {
     /// Everything that is stored.
     pub(crate) fn stored(&self) -> Vec<u8> {
         self.store.to_bytes()
+    }
+
+    /// The sessions and skipped keys with a peer, as a record of Signal's own library.
+    pub(crate) fn export(&self, remote: &ProtocolAddress) -> OfficialRecord {
+        let rows = self.peer(remote);
+        OfficialRecord {
+            sessions: rows.record(),
+            skipped: rows.memory(kith_protocol::Version::V3),
+        }
+    }
+
+    /// Takes over sessions and skipped keys.
+    pub(crate) fn import(&mut self, remote: &ProtocolAddress, record: &OfficialRecord) {
+        self.in_memory.remove(remote);
+        let sessions = &record.sessions;
+        let mut rows = StoredPeer {
+            identity: sessions
+                .current()
+                .map(|session| session.remote_identity().to_bytes()),
+            current: sessions
+                .current()
+                .map(|session| session.to_bytes().to_vec()),
+            ..StoredPeer::default()
+        };
+        for session in sessions.archived() {
+            rows.archived
+                .push((session.id(), session.to_bytes().to_vec()));
+        }
+        let positions = Record::of(record, SkippedKeyFormat::Seeds).skipped_positions();
+        for (at, session) in sessions
+            .current()
+            .into_iter()
+            .chain(sessions.archived())
+            .enumerate()
+        {
+            for (chain, counter) in &positions[at] {
+                let position = (PublicKey::from_bytes(chain).unwrap(), *counter);
+                let SkippedKeyLookup::Found(key) = record.skipped.find(&session.id(), &position)
+                else {
+                    panic!("a key of the record is not found");
+                };
+                rows.skipped.insert(
+                    (session.id(), position.0, *counter),
+                    key.to_bytes().to_vec(),
+                );
+            }
+        }
+        assert_eq!(rows.skipped.len(), record.skipped.len());
+        self.store.peers.insert(remote.clone(), rows);
     }
 
     /// Remembers an identity as accepted by the user.
@@ -671,7 +722,6 @@ pub(crate) fn message_reason(error: &MessageError) -> Reason {
         MessageError::UnknownVersion(_) | MessageError::VersionTooOld(_) => {
             Reason::UnsupportedVersion
         }
-        other => Reason::Other(other.to_string()),
     }
 }
 
@@ -684,7 +734,7 @@ pub(crate) fn decrypt_reason(error: &DecryptError) -> Reason {
         DecryptError::UnknownPreKey(_, _) => Reason::UnknownPreKey,
         DecryptError::UnsupportedVersion(_) => Reason::UnsupportedVersion,
         DecryptError::UntrustedIdentity => Reason::UntrustedIdentity,
-        other => Reason::Other(other.to_string()),
+        DecryptError::NotLoaded(part) => panic!("{part:?} was loaded"),
     }
 }
 
