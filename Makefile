@@ -5,7 +5,7 @@ export KITH_NO_DEPS := 1
 # People's names are not ASCII.
 export LC_ALL := C.UTF-8
 # Where .ci/setup puts a newer Node than the system's.
-export PATH := $(CURDIR)/.ci/node/node_modules/.bin:$(PATH)
+export PATH := $(CURDIR)/.ci/node/node_modules/current/bin:$(PATH)
 
 .PHONY: help demo test bench lint
 

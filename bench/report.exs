@@ -62,7 +62,7 @@ defmodule Bench.Report do
     [
       "## Distance to the budget\n\n",
       "The budget of the first user is 15 ms for a message and 90 ms for one to a family of six, stored durably.\n",
-      "Microseconds.\n\n",
+      "Microseconds. Where budget / p99 is below 1, one call in a hundred missed the budget.\n\n",
       table(
         [
           "durable on SQLite",

@@ -17,9 +17,9 @@ defmodule FamilyTranscript.Search do
   @doc "Prepares the search. Call it when people are registered and nothing is said."
   def new(directory, database, texts, key) do
     texts = texts |> Enum.uniq() |> Enum.filter(&(byte_size(&1) >= @shortest))
-    all = %__MODULE__{directory: directory, database: database, needles: texts}
-    known = found(all)
-    %{all | needles: [key, Base.encode64(key) | texts -- known]}
+    keys = [key, Base.encode64(key)]
+    all = %__MODULE__{directory: directory, database: database, needles: keys ++ texts}
+    %{all | needles: keys ++ (texts -- found(all))}
   end
 
   @doc "Copies the files of the database and returns what is found in the copies."

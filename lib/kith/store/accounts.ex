@@ -126,14 +126,14 @@ defmodule Kith.Store.Accounts do
   def bundles(repo, addresses) do
     users = addresses |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
 
+    # CROSS JOIN keeps SQLite from walking over every prekey of a user; PostgreSQL makes nothing of it.
     sql = """
     SELECT i.user_id, i.device_id, i.registration_id, i.public_key,
       CASE WHEN i.private_key_encrypted IS NULL THEN 0 ELSE 1 END,
       p.prekey_id, p.public_key, p.signature
-    FROM signal_identity_keys i
-    JOIN signal_prekeys p
-      ON p.user_id = i.user_id AND p.device_id = i.device_id AND p.kind = 'signed'
+    FROM signal_identity_keys i CROSS JOIN signal_prekeys p
     WHERE i.user_id IN (#{SQL.list(1, length(users))})
+      AND p.user_id = i.user_id AND p.device_id = i.device_id AND p.kind = 'signed'
     ORDER BY p.created_at, p.prekey_id
     """
 

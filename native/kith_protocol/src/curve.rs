@@ -1,4 +1,4 @@
-//! Curve25519 keys with Signal's type byte, and the one place where Diffie-Hellman is computed.
+//! Curve25519 keys with Signal's type byte.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -7,8 +7,8 @@ use curve25519_dalek::montgomery::MontgomeryPoint;
 use rand_core::CryptoRng;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
-use x25519_dalek::StaticSecret;
 
+use crate::dh;
 use crate::secret::SecretBytes;
 
 /// The byte in front of every Curve25519 public key on the wire: `0x05`.
@@ -159,8 +159,7 @@ impl PrivateKey {
     /// One multiplication of the base point.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
-        let secret = StaticSecret::from(*self.as_bytes());
-        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+        PublicKey(dh::public_key(self.as_bytes()))
     }
 
     /// `X25519(self, theirs)` (RFC 7748).
@@ -169,13 +168,7 @@ impl PrivateKey {
     ///
     /// [`KeyError::NonContributory`] when the result is zero.
     pub(crate) fn agree(&self, theirs: &PublicKey) -> Result<SecretBytes, KeyError> {
-        let secret = StaticSecret::from(*self.as_bytes());
-        let shared = secret.diffie_hellman(&x25519_dalek::PublicKey::from(theirs.0));
-        if shared.was_contributory() {
-            Ok(SecretBytes::copy_of(shared.as_bytes()))
-        } else {
-            Err(KeyError::NonContributory)
-        }
+        dh::agree(self.as_bytes(), &theirs.0).ok_or(KeyError::NonContributory)
     }
 }
 

@@ -39,6 +39,7 @@ pub mod limits;
 
 mod address;
 mod curve;
+mod dh;
 mod fingerprint;
 mod identity;
 mod prekey;

@@ -1,0 +1,258 @@
+//! Keys, signatures and safety numbers recorded from the official client.
+//!
+//! The agreement is not part of the public interface. It is tested where it shows: the low-order points by what a
+//! bundle with them gives, the rest by the handshakes of `vectors_v3.rs`.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a helper that fails is a failed test"
+)]
+
+mod support;
+
+use kith_protocol::{
+    Fingerprint, FingerprintError, IdentityKey, IdentityKeyPair, InitiateError, KeyError, KeyPair,
+    LocalDevice, PreKeyBundle, PrivateKey, ProtocolAddress, PublicKey, SessionRecord, SignedPreKey,
+    SignedPreKeyPublic, TrustOnFirstUse,
+};
+use serde_json::Value;
+use support::{SeededRng, field, vectors};
+
+fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    value[name].as_array().unwrap()
+}
+
+fn private(value: &Value, name: &str) -> PrivateKey {
+    PrivateKey::from_bytes(&field(value, name).try_into().unwrap())
+}
+
+fn number(value: &Value) -> u32 {
+    u32::try_from(value.as_u64().unwrap()).unwrap()
+}
+
+#[test]
+fn private_keys_are_clamped_and_give_the_official_public_keys() {
+    let keys = vectors("keys");
+    for case in list(&keys, "key_pairs") {
+        let key = private(case, "input");
+        assert_eq!(key.as_bytes().as_slice(), field(case, "private"));
+        let pair = KeyPair::from(key);
+        assert_eq!(
+            pair.public_key().to_bytes().as_slice(),
+            field(case, "public")
+        );
+    }
+    assert_eq!(list(&keys, "key_pairs").len(), 7);
+}
+
+#[test]
+fn the_keys_of_the_recorded_agreements_are_read_as_they_are() {
+    let keys = vectors("keys");
+    for case in list(&keys, "agreements") {
+        let theirs = PublicKey::from_bytes(&field(case, "public")).unwrap();
+        assert_eq!(theirs.to_bytes().as_slice(), field(case, "public"));
+        assert_eq!(
+            private(case, "private").as_bytes().as_slice(),
+            field(case, "private")
+        );
+        assert_eq!(field(case, "shared").len(), 32);
+    }
+    assert_eq!(list(&keys, "agreements").len(), 6);
+}
+
+#[test]
+fn a_bundle_with_a_low_order_point_in_any_place_agrees_to_nothing() {
+    let keys = vectors("keys");
+    let mut rng = SeededRng::of_test(1);
+    let (alice, bob) = (
+        IdentityKeyPair::generate(&mut rng),
+        IdentityKeyPair::generate(&mut rng),
+    );
+    let address = ProtocolAddress::new("alice", 1).unwrap();
+    let local = LocalDevice {
+        address: &address,
+        identity: &alice,
+        registration_id: 1,
+    };
+    for case in list(&keys, "low_order_agreements") {
+        assert_eq!(case["result"], "invalid_key");
+        let point = PublicKey::from_bytes(&field(case, "public")).unwrap();
+        assert_eq!(point.check_canonical(), Err(KeyError::NotCanonical));
+        let signed = SignedPreKey::generate(1, &bob, &mut rng);
+        let good = PreKeyBundle {
+            registration_id: 1,
+            identity_key: bob.identity_key(),
+            signed_prekey: SignedPreKeyPublic {
+                id: 1,
+                public_key: *signed.key_pair.public_key(),
+                signature: signed.signature.to_vec(),
+            },
+            prekey: None,
+        };
+        let as_one_time = PreKeyBundle {
+            prekey: Some((1, point)),
+            ..good.clone()
+        };
+        let as_signed = PreKeyBundle {
+            signed_prekey: SignedPreKeyPublic {
+                id: 1,
+                public_key: point,
+                signature: bob.sign(&point.to_bytes(), &mut rng).to_vec(),
+            },
+            ..good.clone()
+        };
+        let mut start = |bundle: &PreKeyBundle| {
+            SessionRecord::default().initiate(&local, bundle, &TrustOnFirstUse(None), 0, &mut rng)
+        };
+        assert_eq!(start(&good), Ok(None));
+        assert_eq!(start(&as_one_time), Err(InitiateError::Key));
+        assert_eq!(start(&as_signed), Err(InitiateError::Key));
+    }
+    assert_eq!(list(&keys, "low_order_agreements").len(), 7);
+}
+
+#[test]
+fn public_keys_parse_as_in_the_official_client_except_that_longer_ones_are_refused() {
+    let keys = vectors("keys");
+    let mut stricter = 0;
+    for case in list(&keys, "public_key_parsing") {
+        let input = field(case, "input");
+        let parsed = PublicKey::from_bytes(&input);
+        assert_eq!(
+            IdentityKey::from_bytes(&input).map(|key| *key.public_key()),
+            parsed
+        );
+        if case["ok"] == true && input.len() > 33 {
+            // The official parser drops what follows the first 33 bytes.
+            assert_eq!(parsed, Err(KeyError::Length(input.len())));
+            stricter += 1;
+        } else if case["ok"] == true {
+            assert_eq!(parsed.unwrap().to_bytes().as_slice(), input);
+        } else {
+            let error = parsed.unwrap_err();
+            match input.first() {
+                None => assert_eq!(error, KeyError::Length(0)),
+                Some(5) => assert_eq!(error, KeyError::Length(input.len())),
+                Some(&kind) => assert_eq!(error, KeyError::Type(kind)),
+            }
+        }
+    }
+    assert_eq!(list(&keys, "public_key_parsing").len(), 8);
+    assert!(stricter > 0);
+}
+
+#[test]
+fn signatures_are_valid_exactly_where_the_official_client_says_so() {
+    let keys = vectors("keys");
+    let mut rng = SeededRng::of_test(2);
+    let mut valid = 0;
+    for case in list(&keys, "signatures") {
+        let key = IdentityKey::from_bytes(&field(case, "public")).unwrap();
+        let (message, signature) = (field(case, "message"), field(case, "signature"));
+        assert_eq!(
+            Value::from(key.verify(&message, &signature)),
+            case["valid"],
+            "{case}"
+        );
+        if case["valid"] == true {
+            valid += 1;
+            // Ours under the same key verifies, and is another one.
+            let pair = IdentityKeyPair::from_private_key(private(case, "private"));
+            assert_eq!(pair.identity_key(), key);
+            let ours = pair.sign(&message, &mut rng);
+            assert!(key.verify(&message, &ours));
+            assert_ne!(ours.as_slice(), signature);
+        }
+    }
+    assert_eq!(list(&keys, "signatures").len(), 37);
+    assert!(valid > 5 && valid < 37, "{valid}");
+}
+
+#[test]
+fn identity_key_pairs_are_read_from_their_private_key() {
+    let keys = vectors("keys");
+    for case in list(&keys, "identity_key_pairs") {
+        let serialized = field(case, "serialized");
+        let pair = IdentityKeyPair::from_private_key(private(case, "private"));
+        let public = pair.identity_key().to_bytes();
+        assert_eq!(public.as_slice(), field(case, "public"));
+        // 1 public, 2 private, as Signal stores them.
+        let stored = [
+            &[0x0a, 33],
+            public.as_slice(),
+            &[0x12, 32],
+            pair.private_key().as_bytes(),
+        ]
+        .concat();
+        assert_eq!(stored, serialized);
+        let again = IdentityKeyPair::from_parts(
+            pair.identity_key(),
+            PrivateKey::from_bytes(pair.private_key().as_bytes()),
+        );
+        assert_eq!(again, pair);
+    }
+    assert_eq!(list(&keys, "identity_key_pairs").len(), 2);
+}
+
+#[test]
+fn safety_numbers_are_the_official_ones_in_both_forms() {
+    let vectors = vectors("fingerprints");
+    for case in list(&vectors, "cases") {
+        let key = |name| IdentityKey::from_bytes(&field(case, name)).unwrap();
+        let (local_id, local_key) = (field(case, "local_id"), key("local_key"));
+        let (remote_id, remote_key) = (field(case, "remote_id"), key("remote_key"));
+        let (version, iterations) = (number(&case["version"]), number(&case["iterations"]));
+        let (local, remote) = ((&*local_id, &local_key), (&*remote_id, &remote_key));
+        let ours = Fingerprint::new(version, iterations, local, remote).unwrap();
+        let theirs = Fingerprint::new(version, iterations, remote, local).unwrap();
+        assert_eq!(ours.display(), case["display"]);
+        assert_eq!(theirs.display(), case["display"]);
+        assert_eq!(ours.scannable(), field(case, "scannable"));
+        assert_eq!(theirs.scannable(), field(case, "scannable_of_remote"));
+        assert_eq!(ours.matches(&theirs.scannable()), Ok(true));
+        // The own code is not the other side's.
+        let same_sides = (&*local_id, &local_key) == (&*remote_id, &remote_key);
+        assert_eq!(ours.matches(&ours.scannable()), Ok(same_sides));
+
+        let other = Fingerprint::new(version + 1, iterations, remote, local).unwrap();
+        assert_eq!(other.display(), case["display"]);
+        assert_eq!(
+            ours.matches(&other.scannable()),
+            Err(FingerprintError::Version {
+                ours: version,
+                theirs: version + 1
+            })
+        );
+        let scannable = theirs.scannable();
+        for length in 0..scannable.len() {
+            let cut = ours.matches(&scannable[..length]);
+            assert_ne!(cut, Ok(true), "{length} bytes");
+        }
+        for at in 0..scannable.len() {
+            let mut changed = scannable.clone();
+            changed[at] ^= 1;
+            assert_ne!(ours.matches(&changed), Ok(true), "byte {at}");
+        }
+    }
+    assert_eq!(list(&vectors, "cases").len(), 5);
+}
+
+#[test]
+fn safety_numbers_take_2_to_1_000_000_iterations() {
+    let vectors = vectors("fingerprints");
+    let mut rng = SeededRng::of_test(3);
+    let key = IdentityKeyPair::generate(&mut rng).identity_key();
+    let new = |iterations| Fingerprint::new(2, iterations, (b"a", &key), (b"b", &key)).map(|_| ());
+    for case in list(&vectors, "iteration_limits") {
+        let iterations = number(&case["iterations"]);
+        assert_eq!(new(iterations).is_ok(), case["ok"] == true, "{iterations}");
+    }
+    for iterations in [0, 1, 1_000_001, u32::MAX] {
+        assert_eq!(
+            new(iterations),
+            Err(FingerprintError::Iterations(iterations))
+        );
+    }
+    assert_eq!(new(2), Ok(()));
+}
