@@ -805,7 +805,7 @@ fn session_archive<'a>(
         };
         let current = conversation.open_session(peer.generation, peer.state.as_deref())?;
         let mut record = SessionRecord::from_parts(current, Some(Vec::new()));
-        record.archive_current().ok_or(Reason::SessionNotFound)?;
+        record.archive_current();
         let session = record.archived().first().ok_or(Reason::SessionNotFound)?;
         conversation.seal_archived(&mut random()?, peer.generation, session)
     })

@@ -59,8 +59,8 @@ pub use prekey::{BundleError, PreKey, PreKeyBundle, PreKeyId, SignedPreKey, Sign
 pub use session::{
     ChainInfo, Changes, Ciphertext, DecryptError, Decrypted, EncryptError, InitiateError,
     LocalDevice, MemorySkippedKeys, NotLoaded, OfficialRecord, PreKeyKind, PreKeys, RecordError,
-    Session, SessionId, SessionInfo, SessionRecord, SkippedKey, SkippedKeyError, SkippedKeyFormat,
-    SkippedKeyLookup, SkippedKeyPosition, StateError,
+    Replaced, Session, SessionId, SessionInfo, SessionRecord, SkippedKey, SkippedKeyError,
+    SkippedKeyFormat, SkippedKeyLookup, SkippedKeyPosition, StateError,
 };
 pub use wire::{MessageError, PreKeySignalMessage, SignalMessage, Version};
 pub use xeddsa::SIGNATURE_LEN;

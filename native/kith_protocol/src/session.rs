@@ -10,7 +10,7 @@ mod state;
 pub use official::{OfficialRecord, RecordError, SkippedKeyFormat};
 pub use record::{
     Changes, Ciphertext, DecryptError, Decrypted, EncryptError, InitiateError, LocalDevice,
-    NotLoaded, PreKeyKind, PreKeys, SessionRecord,
+    NotLoaded, PreKeyKind, PreKeys, Replaced, SessionRecord,
 };
 pub use skipped::{
     MemorySkippedKeys, SkippedKey, SkippedKeyError, SkippedKeyLookup, SkippedKeyPosition,

@@ -105,7 +105,7 @@ fn a_bundle_with_a_low_order_point_in_any_place_agrees_to_nothing() {
         let mut start = |bundle: &PreKeyBundle| {
             SessionRecord::default().initiate(&local, bundle, &TrustOnFirstUse(None), 0, &mut rng)
         };
-        assert_eq!(start(&good), Ok(None));
+        assert_eq!(start(&good), Ok(kith_protocol::Replaced::default()));
         assert_eq!(start(&as_one_time), Err(InitiateError::Key));
         assert_eq!(start(&as_signed), Err(InitiateError::Key));
     }

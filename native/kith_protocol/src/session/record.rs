@@ -115,6 +115,15 @@ pub enum DecryptError {
     UntrustedIdentity,
 }
 
+/// What became of the session that a new one replaced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// The session that is now the newest archived one.
+    pub archived: Option<SessionId>,
+    /// Sessions dropped from the end of the archive, with all their skipped keys.
+    pub sessions_dropped: Vec<SessionId>,
+}
+
 /// An encrypted message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ciphertext {
@@ -240,7 +249,7 @@ impl SessionRecord {
         self.archived.sessions()
     }
 
-    /// Starts a session from a bundle and makes it the current one. Returns the session it replaced.
+    /// Starts a session from a bundle and makes it the current one.
     ///
     /// `now` is in seconds since 1970.
     ///
@@ -254,28 +263,27 @@ impl SessionRecord {
         trust: &dyn Trust,
         now: u64,
         rng: &mut R,
-    ) -> Result<Option<SessionId>, InitiateError> {
+    ) -> Result<Replaced, InitiateError> {
         if !trust.is_trusted(&bundle.identity_key, Direction::Sending) {
             return Err(InitiateError::UntrustedIdentity);
         }
         bundle.verify()?;
         let session = Session::initiate(local.identity, local.registration_id, bundle, now, rng)
             .map_err(|_| InitiateError::Key)?;
-        let replaced = self.current.replace(session);
-        let archived = replaced.as_ref().map(Session::id);
-        if let Some(replaced) = replaced {
-            self.archived.push(replaced);
-        }
-        Ok(archived)
+        let replaced = self.archive_current();
+        self.current = Some(session);
+        Ok(replaced)
     }
 
     /// Puts the current session away, so that the next message needs a new one. It still opens what is on
-    /// its way. Returns it, or `None` without one.
-    pub fn archive_current(&mut self) -> Option<SessionId> {
-        let session = self.current.take()?;
-        let id = session.id();
-        self.archived.push(session);
-        Some(id)
+    /// its way. Without one, nothing happens.
+    pub fn archive_current(&mut self) -> Replaced {
+        self.current
+            .take()
+            .map_or_else(Replaced::default, |session| Replaced {
+                archived: Some(session.id()),
+                sessions_dropped: self.archived.push(session),
+            })
     }
 
     /// Encrypts a message on the current session.
@@ -440,7 +448,8 @@ impl SessionRecord {
             // What a trial costs is the counter, which nobody has authenticated yet.
             if session.version() == message.version() {
                 let Some(rest) = hashes.checked_sub(message.counter()) else {
-                    error = error.or(Some(DecryptError::TooFarAhead));
+                    // Not "tampered": there are sessions that were not asked.
+                    error = Some(DecryptError::TooFarAhead);
                     break;
                 };
                 hashes = rest;

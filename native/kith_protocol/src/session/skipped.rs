@@ -146,9 +146,14 @@ impl MemorySkippedKeys {
             self.0
                 .retain(|(of, ratchet_key, _), _| !(of == &session && ratchet_key == chain));
         }
-        for dropped in &changes.sessions_dropped {
-            self.0.retain(|(of, _, _), _| of != dropped);
+        if !changes.sessions_dropped.is_empty() {
+            self.forget(&changes.sessions_dropped);
         }
+    }
+
+    /// Forgets the keys of sessions that are gone.
+    pub fn forget(&mut self, sessions: &[SessionId]) {
+        self.0.retain(|(of, _, _), _| !sessions.contains(of));
     }
 
     /// How many there are, over all sessions.

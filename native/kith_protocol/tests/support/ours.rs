@@ -421,11 +421,11 @@ impl Device {
                 return Err(error);
             }
         };
-        assert_eq!(replaced, had_one);
+        assert_eq!(replaced.archived, had_one);
         rows.identity = Some(bundle.identity_key.to_bytes());
         let current = record.current().expect("the new session");
         rows.current = Some(current.to_bytes().to_vec());
-        if let Some(replaced) = replaced {
+        if let Some(replaced) = replaced.archived {
             let newest = &record.archived()[0];
             assert_eq!(newest.id(), replaced);
             rows.archived
