@@ -119,7 +119,7 @@ defmodule Bench.Native do
       |> Map.merge(to.private_halves)
 
     {time, {:ok, opened}} =
-      time(fn -> Native.session_decrypt(vault, to.account, to.local, peer, message, @now) end)
+      time(fn -> Native.session_decrypt(vault, to.account, to.local, peer, message) end)
 
     @plaintext = opened.plaintext
     {time, next(row, opened)}

@@ -300,7 +300,7 @@ defmodule Kith.Messages do
       })
 
     call = fn ->
-      step(instance, repo, {to, device}, envelope, header, parts, now, @max_needs)
+      step(instance, repo, {to, device}, envelope, header, parts, @max_needs)
     end
 
     {result, records} =
@@ -354,7 +354,7 @@ defmodule Kith.Messages do
     Prekeys.private_halves(repo, to, header.prekey_id, header.signed_prekey_id, used_after)
   end
 
-  defp step(instance, repo, {{user, number} = to, device}, envelope, header, parts, now, needs) do
+  defp step(instance, repo, {{user, number} = to, device}, envelope, header, parts, needs) do
     local = %{
       device: number,
       registration_id: device.registration_id,
@@ -364,10 +364,10 @@ defmodule Kith.Messages do
     message = {envelope.type, envelope.body}
     account = {user, device.data_key}
 
-    case native(instance, :session_decrypt, [account, local, parts, message, now]) do
+    case native(instance, :session_decrypt, [account, local, parts, message]) do
       {:need, wanted} when needs > 0 ->
         parts = Enum.reduce(wanted, parts, &load(&1, &2, repo, to, envelope.from, header))
-        step(instance, repo, {to, device}, envelope, header, parts, now, needs - 1)
+        step(instance, repo, {to, device}, envelope, header, parts, needs - 1)
 
       # All that there is was given.
       {:need, _} ->

@@ -42,7 +42,7 @@ defmodule Kith.Native do
   def session_encrypt(_vault, _account, _local, _recipients, _plaintext, _now_ms),
     do: not_loaded()
 
-  def session_decrypt(_vault, _account, _local, _peer, _message, _now_ms), do: not_loaded()
+  def session_decrypt(_vault, _account, _local, _peer, _message), do: not_loaded()
   def session_archive(_vault, _account, _local_address, _peer), do: not_loaded()
   def session_info(_vault, _account, _local_address, _peer, _now_ms), do: not_loaded()
   def message_inspect(_type, _body), do: not_loaded()

@@ -57,7 +57,7 @@ defmodule Kith.PanicTest do
     do: Native.session_encrypt(c.vault, c.account, alice.local, [recipient(bob)], "hello", 0)
 
   defp call(:session_decrypt, %{bob: bob} = c),
-    do: Native.session_decrypt(c.vault, bob.account, bob.local, peer(bob), c.first_message, 0)
+    do: Native.session_decrypt(c.vault, bob.account, bob.local, peer(bob), c.first_message)
 
   defp call(:session_info, %{bob: bob} = c),
     do: Native.session_info(c.vault, bob.account, {"bob", 1}, peer(bob), 0)

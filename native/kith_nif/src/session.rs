@@ -58,6 +58,38 @@ pub(crate) enum MessageType {
     Message,
 }
 
+/// A device with the opened data key of its user.
+struct Owner {
+    data_key: DataKey,
+    address: ProtocolAddress,
+}
+
+impl Owner {
+    fn open(vault: &Vault, account: &Account<'_>, device: u8) -> Result<Self, Reason> {
+        Ok(Self {
+            data_key: vault.account_key(account)?,
+            address: address(user(account)?, device)?,
+        })
+    }
+
+    fn identity(&self, sealed: &[u8]) -> Result<IdentityKeyPair, Reason> {
+        open_identity(
+            &self.data_key,
+            self.address.name(),
+            self.address.device_id(),
+            sealed,
+        )
+    }
+
+    fn with(&self, peer: &Binary<'_>, device: u8) -> Result<Conversation<'_>, Reason> {
+        Ok(Conversation {
+            data_key: &self.data_key,
+            local: &self.address,
+            remote: remote_address(peer, device)?,
+        })
+    }
+}
+
 /// Two devices and the key that seals what the first one knows of the second.
 struct Conversation<'a> {
     data_key: &'a DataKey,
@@ -300,13 +332,11 @@ fn session_encrypt<'a>(
     now_ms: u64,
 ) -> Term<'a> {
     seam::call(env, "session_encrypt", || {
-        let (account, local) = (account.get()?, local.get()?);
-        let data_key = vault.account_key(account)?;
-        let user = user(account)?;
-        let address = address(user, local.device)?;
-        let identity = open_identity(&data_key, user, local.device, &local.identity)?;
+        let local = local.get()?;
+        let owner = Owner::open(&vault, account.get()?, local.device)?;
+        let identity = owner.identity(&local.identity)?;
         let device = LocalDevice {
-            address: &address,
+            address: &owner.address,
             identity: &identity,
             registration_id: local.registration_id,
         };
@@ -316,7 +346,7 @@ fn session_encrypt<'a>(
             .map(|recipient| {
                 let result = recipient.get().and_then(|recipient| {
                     encrypt_for(
-                        &data_key,
+                        &owner,
                         &device,
                         recipient,
                         &plaintext,
@@ -335,18 +365,14 @@ fn session_encrypt<'a>(
 }
 
 fn encrypt_for(
-    data_key: &DataKey,
+    owner: &Owner,
     local: &LocalDevice<'_>,
     recipient: &RecipientTerm<'_>,
     plaintext: &[u8],
     now: u64,
     rng: &mut StdRng,
 ) -> Result<Encrypted, Reason> {
-    let conversation = Conversation {
-        data_key,
-        local: local.address,
-        remote: remote_address(&recipient.user, recipient.device)?,
-    };
+    let conversation = owner.with(&recipient.user, recipient.device)?;
     let generation = recipient.generation;
     let trust = conversation.trust(recipient.identity.as_deref())?;
     let current = conversation.open_session(generation, recipient.state.as_deref())?;
@@ -411,7 +437,6 @@ fn session_decrypt<'a>(
     local: Row<LocalTerm<'a>>,
     peer: Row<PeerTerm<'a>>,
     message: (MessageType, Binary<'a>),
-    _now_ms: u64,
 ) -> Term<'a> {
     seam::answer(env, "session_decrypt", || {
         let opened = (|| {
@@ -439,26 +464,19 @@ fn decrypt<'a>(
     peer: &PeerTerm<'_>,
     (kind, body): &(MessageType, Binary<'_>),
 ) -> Result<Term<'a>, Unopened> {
-    let data_key = vault.account_key(account)?;
-    let user = user(account)?;
-    let address = address(user, local.device)?;
-    let identity: IdentityKeyPair = open_identity(&data_key, user, local.device, &local.identity)?;
+    let owner = Owner::open(vault, account, local.device)?;
+    let identity = owner.identity(&local.identity)?;
     let device = LocalDevice {
-        address: &address,
+        address: &owner.address,
         identity: &identity,
         registration_id: local.registration_id,
     };
-    let conversation = Conversation {
-        data_key: &data_key,
-        local: &address,
-        remote: remote_address(&peer.user, peer.device)?,
-    };
-    let stored = Stored::open(&conversation, peer)?;
+    let conversation = owner.with(&peer.user, peer.device)?;
     let Stored {
         trust,
         mut record,
         skipped,
-    } = stored;
+    } = Stored::open(&conversation, peer)?;
     let find = |session: &SessionId, position: &SkippedKeyPosition| match &skipped {
         None => SkippedKeyLookup::NotLoaded,
         Some(keys) => keys
@@ -475,7 +493,7 @@ fn decrypt<'a>(
         }
         MessageType::Prekey => {
             let message = PreKeySignalMessage::from_bytes(body)?;
-            let prekeys = named_prekeys(&data_key, user, local.device, peer, &message)?;
+            let prekeys = named_prekeys(&owner, peer, &message)?;
             record.decrypt_prekey(&device, remote, &message, &prekeys, &find, &trust, &mut rng)
         }
     }
@@ -658,15 +676,22 @@ fn open_skipped(
 }
 
 fn named_prekeys(
-    data_key: &DataKey,
-    user: &str,
-    device: u8,
+    Owner { data_key, address }: &Owner,
     peer: &PeerTerm<'_>,
     message: &PreKeySignalMessage,
 ) -> Result<NamedPreKeys, Reason> {
     let open = |kind, id, sealed: Option<&Binary<'_>>| {
         sealed
-            .map(|sealed| open_prekey(data_key, kind, user, device, id, sealed))
+            .map(|sealed| {
+                open_prekey(
+                    data_key,
+                    kind,
+                    address.name(),
+                    address.device_id(),
+                    id,
+                    sealed,
+                )
+            })
             .transpose()
     };
     Ok(NamedPreKeys {
@@ -746,13 +771,9 @@ fn session_info<'a>(
     now_ms: u64,
 ) -> Term<'a> {
     seam::call(env, "session_info", || {
-        let (account, peer) = (account.get()?, peer.get()?);
-        let data_key = vault.account_key(account)?;
-        let conversation = Conversation {
-            data_key: &data_key,
-            local: &address(user(account)?, local_device)?,
-            remote: remote_address(&peer.user, peer.device)?,
-        };
+        let peer = peer.get()?;
+        let owner = Owner::open(&vault, account.get()?, local_device)?;
+        let conversation = owner.with(&peer.user, peer.device)?;
         let identity = peer
             .identity
             .as_ref()
@@ -796,13 +817,9 @@ fn session_archive<'a>(
     peer: Row<PeerTerm<'a>>,
 ) -> Term<'a> {
     seam::call(env, "session_archive", || {
-        let (account, peer) = (account.get()?, peer.get()?);
-        let data_key = vault.account_key(account)?;
-        let conversation = Conversation {
-            data_key: &data_key,
-            local: &address(user(account)?, local_device)?,
-            remote: remote_address(&peer.user, peer.device)?,
-        };
+        let peer = peer.get()?;
+        let owner = Owner::open(&vault, account.get()?, local_device)?;
+        let conversation = owner.with(&peer.user, peer.device)?;
         let current = conversation.open_session(peer.generation, peer.state.as_deref())?;
         let mut record = SessionRecord::from_parts(current, Some(Vec::new()));
         record.archive_current();
@@ -854,13 +871,8 @@ fn identity_seal<'a>(
     verified: bool,
 ) -> Term<'a> {
     seam::call(env, "identity_seal", || {
-        let account = account.get()?;
-        let data_key = vault.account_key(account)?;
-        let conversation = Conversation {
-            data_key: &data_key,
-            local: &address(user(account)?, local_device)?,
-            remote: remote_address(&peer, peer_device)?,
-        };
+        let owner = Owner::open(&vault, account.get()?, local_device)?;
+        let conversation = owner.with(&peer, peer_device)?;
         let key = IdentityKey::from(public_key(&public)?);
         conversation.seal_peer_identity(&mut random()?, &key, verified)
     })
@@ -877,13 +889,8 @@ fn identity_open<'a>(
     sealed: Row<Binary<'a>>,
 ) -> Term<'a> {
     seam::call(env, "identity_open", || {
-        let account = account.get()?;
-        let data_key = vault.account_key(account)?;
-        let conversation = Conversation {
-            data_key: &data_key,
-            local: &address(user(account)?, local_device)?,
-            remote: remote_address(&peer, peer_device)?,
-        };
+        let owner = Owner::open(&vault, account.get()?, local_device)?;
+        let conversation = owner.with(&peer, peer_device)?;
         let (key, verified) = conversation.open_peer_identity(sealed.get()?)?;
         Ok::<_, Reason>((Bytes(key.to_bytes()), verified))
     })

@@ -119,6 +119,37 @@ mod tests {
     }
 
     #[test]
+    fn every_implementation_agrees_with_the_official_client() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/vectors/keys.json")).unwrap();
+        let bytes = |value: &serde_json::Value| hex::decode(value.as_str().unwrap()).unwrap();
+        let key = |bytes: &[u8]| <[u8; 32]>::try_from(bytes).unwrap();
+        for (name, agree) in implementations() {
+            let cases = vectors["agreements"].as_array().unwrap();
+            let refused = vectors["low_order_agreements"].as_array().unwrap();
+            assert!(!cases.is_empty() && !refused.is_empty());
+            for case in cases {
+                let shared = agree(
+                    &key(&bytes(&case["private"])),
+                    &key(&bytes(&case["public"])[1..]),
+                );
+                assert_eq!(
+                    shared.unwrap().as_bytes()[..],
+                    bytes(&case["shared"]),
+                    "{name}"
+                );
+            }
+            for case in refused {
+                let shared = agree(
+                    &key(&bytes(&case["private"])),
+                    &key(&bytes(&case["public"])[1..]),
+                );
+                assert!(shared.is_none(), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn the_implementations_make_the_same_public_keys() {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         for _ in 0..200 {

@@ -23,8 +23,8 @@ pub const MAX_FORWARD_JUMP: u32 = 25_000;
 ///
 /// A message with an unknown ratchet key is tried on each session, the current one first, and each trial
 /// walks a chain as far as the message's counter. With this bound a forger gets twice the work of a
-/// forward jump, and not 41 times. What it takes away: a message more than 600 ahead in a new chain of
-/// an archived session may not open when many sessions are archived.
+/// forward jump, and not 41 times. What it takes away: with 40 archived sessions a message
+/// more than 1 219 ahead in a *new* chain of one of them may not open before that chain is known.
 pub const MAX_HASHES_PER_MESSAGE: u32 = 2 * MAX_FORWARD_JUMP;
 
 /// Skipped message keys kept for one receiving chain: 2 000. The oldest go first.

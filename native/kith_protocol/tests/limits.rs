@@ -15,8 +15,9 @@ use kith_protocol::limits::{
     MAX_SKIPPED_KEYS_PER_CHAIN, MAX_SKIPPED_KEYS_PER_SESSION,
 };
 use kith_protocol::{
-    LocalDevice, MemorySkippedKeys, PreKeySignalMessage, SessionId, SessionRecord, SignalMessage,
-    SkippedKeyFormat, SkippedKeyLookup, SkippedKeyPosition, TrustOnFirstUse,
+    EncryptError, LocalDevice, MemorySkippedKeys, PreKeySignalMessage, Session, SessionId,
+    SessionRecord, SignalMessage, SkippedKeyFormat, SkippedKeyLookup, SkippedKeyPosition,
+    TrustOnFirstUse,
 };
 use support::SeededRng;
 use support::network::Reason;
@@ -511,6 +512,51 @@ fn the_keys_in_memory_are_those_the_sessions_count_when_starting_a_session_drops
         alice.check(&format!("{session} archived"));
     }
     assert!(alice.skipped.is_empty());
+}
+
+#[test]
+fn a_session_put_away_sends_nothing_more_and_still_opens_what_is_on_its_way() {
+    let mut rng = SeededRng::of_test(14);
+    let mut alice = InMemory::new("alice", rng.fork());
+    let mut bob = InMemory::new("bob", rng.fork());
+    assert_eq!(alice.record.archive_current(), Default::default());
+    alice.initiate(&mut bob);
+    let first = alice.send();
+    bob.receive(&alice.device, &first);
+    let late = bob.send();
+    let next = bob.send();
+    alice.receive(&bob.device, &next);
+    let id = alice.record.current().unwrap().id();
+
+    let replaced = alice.record.archive_current();
+    assert_eq!(replaced.archived, Some(id));
+    assert!(replaced.sessions_dropped.is_empty());
+    let before = alice.record.clone();
+    assert_eq!(
+        alice.record.encrypt(b"text", &TrustOnFirstUse(None), NOW),
+        Err(EncryptError::SessionNotFound)
+    );
+    assert_eq!(alice.record.archive_current(), Default::default());
+    assert_eq!(alice.record, before);
+    alice.check("put away");
+    // What opens on it makes it the current one again.
+    alice.receive(&bob.device, &late);
+    assert_eq!(alice.record.current().map(Session::id), Some(id));
+    assert!(alice.record.archived().is_empty() && alice.skipped.is_empty());
+
+    // One put away over the limit drops the oldest with its keys.
+    bob.send();
+    let next = bob.send();
+    alice.receive(&bob.device, &next);
+    assert_eq!(alice.skipped.len(), 1);
+    for _ in 0..40 {
+        alice.initiate(&mut bob);
+    }
+    assert_eq!(alice.record.archived().len(), 40);
+    let replaced = alice.record.archive_current();
+    assert_eq!(replaced.sessions_dropped, [id]);
+    alice.skipped.forget(&replaced.sessions_dropped);
+    alice.check("the oldest is gone");
 }
 
 #[test]

@@ -433,6 +433,7 @@ impl Device {
         }
         let kept: Vec<_> = record.archived().iter().map(Session::id).collect();
         let gone: Vec<_> = ids.into_iter().filter(|id| !kept.contains(id)).collect();
+        assert_eq!(replaced.sessions_dropped, gone);
         rows.drop_sessions(&gone);
         assert_eq!(rows.record(), record);
         rows.check();
