@@ -2,6 +2,8 @@ defmodule Kith.TelemetryTest do
   # Handlers and the flag of the library's presence are global.
   use Kith.Case, async: false
 
+  @compile {:no_warn_undefined, :telemetry}
+
   alias Kith.{Native, Telemetry}
 
   # The contract is tested against the real library. Where there is none, somebody has to say so.
