@@ -276,7 +276,10 @@ defmodule KithTest do
 
       refute Exception.message(error) =~ "secret"
       assert_raise ArgumentError, fn -> Kith.decrypt(kith, "ben", :envelope) end
-      assert_raise ArgumentError, fn -> Kith.encrypt_group(kith, "anna", "ben", "x") end
+
+      assert_raise ArgumentError, fn ->
+        apply(Kith, :encrypt_group, [kith, "anna", "ben", "x"])
+      end
     end
 
     test "answer every changed byte of a first message with a reason of the set, or with its plaintext",

@@ -29,7 +29,7 @@ defmodule Kith.Instance do
 
   `fun` gets the database and returns `{result, records}`; the records are emitted when all of it is durable.
   """
-  @spec transaction(t, (Repo.repo() -> {result, [Telemetry.record()]})) :: result
+  @spec transaction(t, (Repo.repo() -> {result, [Telemetry.recorded()]})) :: result
         when result: {:ok, term} | {:error, Error.t()}
   def transaction(%__MODULE__{repo: repo, options: options} = instance, fun) do
     case Repo.transaction(repo, options.max_attempts, fn -> {:ok, fun.(repo)} end) do

@@ -57,7 +57,7 @@ defmodule Kith.Telemetry do
 
   @typedoc false
   # What happened inside a transaction, kept until it is committed.
-  @type record :: {[atom], started :: integer, finished :: integer, map, map, map}
+  @type recorded :: {[atom], started :: integer, finished :: integer, map, map, map}
 
   @doc false
   def detect, do: :persistent_term.put(__MODULE__, Code.ensure_loaded?(:telemetry))
@@ -115,7 +115,7 @@ defmodule Kith.Telemetry do
 
   @doc false
   # Runs `fun` and records it as a span that emit/1 reports after the commit.
-  @spec record([atom], map, (() -> result), (result -> {map, map})) :: {result, record}
+  @spec record([atom], map, (() -> result), (result -> {map, map})) :: {result, recorded}
         when result: term
   def record(event, metadata, fun, describe) do
     started = System.monotonic_time()
@@ -136,7 +136,7 @@ defmodule Kith.Telemetry do
   def owner({_, _, _, _, %{user_id: user, device_id: device}, _}), do: {user, device}
 
   @doc false
-  @spec emit([record]) :: :ok
+  @spec emit([recorded]) :: :ok
   def emit(records) do
     if available?(), do: Enum.each(records, &emit_one/1)
     :ok

@@ -90,7 +90,12 @@ defmodule Kith.Case do
 
   @doc "Changes one byte of a binary."
   def corrupt(binary, position, mask \\ 1) do
-    <<before::binary-size(position), byte, rest::binary>> = binary
+    before = binary_part(binary, 0, position)
+    <<byte, rest::binary>> = from(binary, position)
     <<before::binary, Bitwise.bxor(byte, mask), rest::binary>>
   end
+
+  # Elixir's newest versions want a pin inside size(), which its older ones do not know.
+  @doc "What is behind the first bytes of a binary."
+  def from(binary, position), do: binary_part(binary, position, byte_size(binary) - position)
 end

@@ -1,5 +1,7 @@
 defmodule Kith.StateReader do
   @moduledoc false
+  import Kith.Case, only: [from: 2]
+
   # Opens what lies in a database of Kith with nothing but the key-encryption key and OTP's :crypto, as
   # docs/state-format.md describes it. Only tests do this: every secret becomes a term here.
 
@@ -100,7 +102,7 @@ defmodule Kith.StateReader do
            rest::binary>>
        ) do
     pending = %{0 => 0, 1 => 12, 3 => 16}[flags]
-    <<_pending::binary-size(pending), chains, receiving::binary>> = rest
+    <<chains, receiving::binary>> = from(rest, pending)
     ^chains = div(byte_size(receiving), 72)
 
     [{:root_key, root}, {:ratchet_key, ratchet_private}, {:chain_key, sending}] ++
@@ -110,7 +112,7 @@ defmodule Kith.StateReader do
 
   @doc "The data key of a user."
   def open_data_key(kek, user, <<1, 0x10, _id::64, n, rest::binary>> = wrapped) do
-    <<_name::binary-size(n), nonce::binary-12, encrypted::binary-32, tag::binary-16>> = rest
+    <<nonce::binary-12, encrypted::binary-32, tag::binary-16>> = from(rest, n)
     aad = binary_part(wrapped, 0, 11 + n) <> context(["data-key", user])
     open(kek, nonce, encrypted, tag, aad)
   end
@@ -118,7 +120,7 @@ defmodule Kith.StateReader do
   @doc "The content of a sealed row."
   def open_row(key, fields, <<1, 1, _id::64, nonce::binary-12, rest::binary>> = row) do
     size = byte_size(rest) - 16
-    <<encrypted::binary-size(size), tag::binary-16>> = rest
+    {encrypted, tag} = {binary_part(rest, 0, size), from(rest, size)}
     open(key, nonce, encrypted, tag, binary_part(row, 0, 10) <> context(fields))
   end
 

@@ -48,9 +48,13 @@ defmodule FamilyTranscript.Search do
     planted = [hd(search.needles), List.last(search.needles)]
     bytes = search |> copies() |> hd() |> File.read!()
     half = div(byte_size(bytes), 2)
-    <<before::binary-size(half), rest::binary>> = bytes
     scratch = Path.join(search.directory, "planted.db")
-    File.write!(scratch, [before, Enum.intersperse(planted, 0), rest])
+
+    File.write!(scratch, [
+      binary_part(bytes, 0, half),
+      Enum.intersperse(planted, 0),
+      binary_part(bytes, half, byte_size(bytes) - half)
+    ])
 
     if planted -- found(%{search | database: scratch}) != [],
       do: raise(Failure, "the search of the database does not find what was planted")

@@ -7,7 +7,6 @@ defmodule Kith.Instance.Keeper do
 
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
-  @impl true
   def init({options, vault, repo}) do
     instance = %Instance{name: options.name, repo: repo, vault: vault, options: options}
 
@@ -23,7 +22,8 @@ defmodule Kith.Instance.Keeper do
   defp migrated(%{repo: nil}, repo), do: Migration.run(repo)
   defp migrated(_options, repo), do: Migration.verify(repo)
 
-  # Redacts what a crash report would print.
+  # Redacts what a crash report would print. A callback since OTP 25, of which Elixir 1.14 does not know yet: so no
+  # function here says @impl.
   @doc false
   def format_status(status),
     do:
