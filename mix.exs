@@ -15,8 +15,6 @@ defmodule Kith.MixProject do
       compilers: [:kith_nif] ++ Mix.compilers(),
       description: "Signal-grade message encryption for Elixir and Phoenix",
       deps: deps(),
-      # Looked for at run time, as an optional package is.
-      xref: [exclude: [:telemetry]],
       package: package(),
       docs: &docs/0
     ]
