@@ -2,7 +2,7 @@ defmodule Kith.Peers do
   @moduledoc false
   # What one device knows of another: whose identity it remembers, and the session they have.
 
-  alias Kith.{Error, Instance, Registration}
+  alias Kith.{Archive, Error, Instance, Registration}
   alias Kith.Store.{Accounts, Sessions}
 
   def safety_number(instance, {user, _} = a, {other, _} = b) do
@@ -58,7 +58,7 @@ defmodule Kith.Peers do
         if session.state != nil and remembered == key do
           Sessions.put_identity(repo, local, peer, sealed, now)
         else
-          archived = archive(instance, account, local, peer, session)
+          archived = Archive.rows(instance, account, local, peer, session)
           row = {peer, session.generation + 1, nil, sealed}
           if Sessions.put(repo, local, [row], now) != 1, do: raise(Error.new(:stale))
           Sessions.insert_archived(repo, local, archived)
@@ -85,7 +85,7 @@ defmodule Kith.Peers do
   def reset(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, local) do
-        case put_away(instance, repo, local, device.data_key, peer) do
+        case Archive.put_away(instance, repo, local, device.data_key, peer) do
           0 -> {none(), []}
           1 -> {{:ok, :reset}, []}
         end
@@ -93,62 +93,6 @@ defmodule Kith.Peers do
         error -> {error, []}
       end
     end)
-  end
-
-  @doc """
-  Archives the session of a device with a peer, in the caller's transaction: it still opens what is on its way,
-  and sends no more. Returns how many there were.
-  """
-  def put_away(instance, repo, {user, _} = local, data_key, peer) do
-    case Sessions.fetch(repo, local, peer) do
-      %{state: nil} ->
-        0
-
-      session ->
-        archived = archive(instance, {user, data_key}, local, peer, session)
-
-        if Sessions.drop_state(repo, local, peer, session.generation, now()) != 1,
-          do: raise(Error.new(:stale))
-
-        Sessions.insert_archived(repo, local, archived)
-        1
-    end
-  end
-
-  @doc "Archives every session others have with a device whose keys are not the same any more."
-  def put_away_all_with(instance, repo, address) do
-    for {local, data_key} <- Sessions.partners(repo, address),
-        data_key != nil,
-        do: put_away(instance, repo, local, data_key, address)
-
-    :ok
-  end
-
-  # As rows to insert: none, or one.
-  defp archive(_instance, _account, _local, _peer, %{state: nil}), do: []
-
-  defp archive(instance, account, local, {user, device} = peer, session) do
-    parts =
-      Map.merge(session, %{
-        user: user,
-        device: device,
-        archive: nil,
-        skipped: nil,
-        prekey: nil,
-        signed_prekey: nil
-      })
-
-    case Instance.sealed(instance, :session_archive, [account, local, parts]) do
-      {:ok, archived} ->
-        [{peer, archived}]
-
-      # What does not open could not open a message either.
-      {:error, :corrupted_state} ->
-        []
-
-      {:error, reason} ->
-        raise Error.new(reason)
-    end
   end
 
   def delete(instance, local, peer) do

@@ -2,7 +2,7 @@ defmodule Kith.Registration do
   @moduledoc false
   # Who has keys here: making them, publishing those made elsewhere, handing out bundles.
 
-  alias Kith.{Address, Error, Instance, Peers, PreKeyBundle, Replenisher, Telemetry}
+  alias Kith.{Address, Archive, Error, Instance, PreKeyBundle, Replenisher, Telemetry}
   alias Kith.Store.{Accounts, Prekeys}
 
   # Ids have 24 bits in Signal's own clients.
@@ -111,7 +111,7 @@ defmodule Kith.Registration do
           {{:error, Error.new(:not_registered)}, []}
 
         _ ->
-          Peers.put_away_all_with(instance, repo, address)
+          Archive.put_away_all_with(instance, repo, address)
           {{:ok, :unregistered}, []}
       end
     end)
@@ -263,7 +263,7 @@ defmodule Kith.Registration do
         changed? = device.public_key != bundle.identity_key
         # The old signature says nothing about prekeys of the new identity.
         if changed?, do: Prekeys.delete_all(repo, address)
-        if changed?, do: Peers.put_away_all_with(instance, repo, address)
+        if changed?, do: Archive.put_away_all_with(instance, repo, address)
 
         Accounts.update_published(repo, address, bundle.registration_id, bundle.identity_key)
         insert_stock(repo, address, bundle, now)

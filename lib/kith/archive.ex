@@ -1,0 +1,65 @@
+defmodule Kith.Archive do
+  @moduledoc false
+  # Putting sessions away: they send no more, and still open what is on its way.
+
+  alias Kith.{Error, Instance}
+  alias Kith.Store.Sessions
+
+  @doc """
+  Archives the session of a device with a peer, in the caller's transaction: it still opens what is on its way,
+  and sends no more. Returns how many there were.
+  """
+  def put_away(instance, repo, {user, _} = local, data_key, peer) do
+    case Sessions.fetch(repo, local, peer) do
+      %{state: nil} ->
+        0
+
+      session ->
+        archived = rows(instance, {user, data_key}, local, peer, session)
+
+        if Sessions.drop_state(repo, local, peer, session.generation, now()) != 1,
+          do: raise(Error.new(:stale))
+
+        Sessions.insert_archived(repo, local, archived)
+        1
+    end
+  end
+
+  @doc "Archives every session others have with a device whose keys are not the same any more."
+  def put_away_all_with(instance, repo, address) do
+    for {local, data_key} <- Sessions.partners(repo, address),
+        data_key != nil,
+        do: put_away(instance, repo, local, data_key, address)
+
+    :ok
+  end
+
+  @doc "The session of a pair as rows of the archive: none, or one."
+  def rows(_instance, _account, _local, _peer, %{state: nil}), do: []
+
+  def rows(instance, account, local, {user, device} = peer, session) do
+    parts =
+      Map.merge(session, %{
+        user: user,
+        device: device,
+        archive: nil,
+        skipped: nil,
+        prekey: nil,
+        signed_prekey: nil
+      })
+
+    case Instance.sealed(instance, :session_archive, [account, local, parts]) do
+      {:ok, archived} ->
+        [{peer, archived}]
+
+      # What does not open could not open a message either.
+      {:error, :corrupted_state} ->
+        []
+
+      {:error, reason} ->
+        raise Error.new(reason)
+    end
+  end
+
+  defp now, do: System.system_time(:millisecond)
+end
