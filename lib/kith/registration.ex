@@ -37,7 +37,7 @@ defmodule Kith.Registration do
     account = {user, open_account(instance, repo, user, now)}
 
     # Drawn, so that a message made for keys of an earlier registration names a prekey that is not there.
-    [signed_id, first_id] = for _ <- 1..2, do: :rand.uniform(@max_prekey_id - @max_stock)
+    {signed_id, first_id} = {random_id(), random_id()}
 
     {keys, record} =
       generating(instance, address, fn ->
@@ -77,6 +77,11 @@ defmodule Kith.Registration do
         raise Error.new(reason)
     end
   end
+
+  # Not :rand, whose seed is the caller's.
+  defp random_id,
+    do:
+      rem(:binary.decode_unsigned(:crypto.strong_rand_bytes(8)), @max_prekey_id - @max_stock) + 1
 
   defp open_account(instance, repo, user, now) do
     case Accounts.data_key(repo, user) do
