@@ -46,7 +46,8 @@ defmodule Kith.Supervisor do
         vault
 
       {:error, {:invalid, message}} ->
-        raise ArgumentError, "the keys in :keys do not open: " <> message
+        raise ArgumentError,
+              "the keys in :keys do not open (mix kith.gen.key makes one): " <> message
 
       {:error, reason} ->
         raise ArgumentError, "the keys in :keys do not open: #{inspect(reason)}"
