@@ -1117,6 +1117,28 @@ defmodule KithTest do
       %{kith: kith}
     end
 
+    test "with values outside their types are errors, not exceptions with the arguments in them",
+         %{kith: kith} do
+      for {table, assignment} <- [
+            {"signal_sessions", "generation = -1"},
+            {"signal_sessions", "state = 'text'"},
+            {"signal_sessions", "identity = 7"},
+            {"signal_accounts", "data_key = 7"},
+            {"signal_identity_keys", "private_key_encrypted = 7"},
+            {"signal_identity_keys", "registration_id = -1"}
+          ] do
+        columns = hd(String.split(assignment))
+        key = if table == "signal_sessions", do: " AND peer_id = 'ben'", else: ""
+        where = "WHERE user_id = 'anna'" <> key
+        [[before]] = sql!(kith, "SELECT #{columns} FROM #{table} #{where}")
+        sql!(kith, "UPDATE #{table} SET #{assignment} #{where}")
+        assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state, assignment
+        before = if is_binary(before), do: {:blob, before}, else: before
+        sql!(kith, "UPDATE #{table} SET #{columns} = $1 #{where}", [before])
+        assert send!(kith, "anna", "ben", "again") == "again"
+      end
+    end
+
     test "swapped between two peers do not open", %{kith: kith} do
       swap(
         kith,
