@@ -20,7 +20,7 @@ defmodule Kith.Error do
   | `:corrupted_state` | a sealed row does not open: damaged, copied or restored | restore the row, or `Kith.reset_session/3` |
   | `:stale` | others kept changing the same session | call again |
   | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
-  | `:storage` | the database failed | look at the database; nothing was changed |
+  | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
   | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
   """
 
