@@ -37,16 +37,8 @@ defmodule Kith.Archive do
   @doc "The session of a pair as rows of the archive: none, or one."
   def rows(_instance, _account, _local, _peer, %{state: nil}), do: []
 
-  def rows(instance, account, local, {user, device} = peer, session) do
-    parts =
-      Map.merge(session, %{
-        user: user,
-        device: device,
-        archive: nil,
-        skipped: nil,
-        prekey: nil,
-        signed_prekey: nil
-      })
+  def rows(instance, account, local, peer, session) do
+    parts = Sessions.peer(session, peer)
 
     case Instance.sealed(instance, :session_archive, [account, local, parts]) do
       {:ok, archived} ->

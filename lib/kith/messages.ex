@@ -133,14 +133,8 @@ defmodule Kith.Messages do
 
   defp send_to(_instance, _sender, [], _rows, _claimed, _plaintext, _now), do: {[], []}
 
-  defp send_to(instance, {{user, number} = from, device}, peers, rows, claimed, plaintext, now) do
-    account = {user, device.data_key}
-
-    local = %{
-      device: number,
-      registration_id: device.registration_id,
-      identity: device.identity
-    }
+  defp send_to(instance, {from, _device} = sender, peers, rows, claimed, plaintext, now) do
+    {account, local} = on_behalf_of(sender)
 
     recipients =
       for {peer, peer_device} = address <- peers do
@@ -162,6 +156,12 @@ defmodule Kith.Messages do
       {:ok, results} -> {Enum.zip(peers, results), records}
       {:error, error} -> raise error
     end
+  end
+
+  # The device a native call is made for, and the account that opens what it knows.
+  defp on_behalf_of({{user, number}, device}) do
+    {{user, device.data_key},
+     %{device: number, registration_id: device.registration_id, identity: device.identity}}
   end
 
   defp establishing(instance, from, role, call) do
@@ -285,19 +285,13 @@ defmodule Kith.Messages do
 
   defp receive_in(instance, repo, {to, device}, envelope, header) do
     now = now()
-    {peer, peer_device} = from = envelope.from
+    from = envelope.from
     session = Sessions.fetch(repo, to, from)
     {prekey, signed_prekey} = private_halves(instance, repo, to, header, now)
 
-    parts =
-      Map.merge(session, %{
-        user: peer,
-        device: peer_device,
-        archive: if(envelope.type == :prekey, do: Sessions.archive(repo, to, from)),
-        skipped: nil,
-        prekey: prekey,
-        signed_prekey: signed_prekey
-      })
+    archive = if envelope.type == :prekey, do: Sessions.archive(repo, to, from)
+    loaded = %{archive: archive, prekey: prekey, signed_prekey: signed_prekey}
+    parts = Sessions.peer(session, from, loaded)
 
     call = fn ->
       step(instance, repo, {to, device}, envelope, header, parts, @max_needs)
@@ -354,15 +348,9 @@ defmodule Kith.Messages do
     Prekeys.private_halves(repo, to, header.prekey_id, header.signed_prekey_id, used_after)
   end
 
-  defp step(instance, repo, {{user, number} = to, device}, envelope, header, parts, needs) do
-    local = %{
-      device: number,
-      registration_id: device.registration_id,
-      identity: device.identity
-    }
-
+  defp step(instance, repo, {to, device}, envelope, header, parts, needs) do
+    {account, local} = on_behalf_of({to, device})
     message = {envelope.type, envelope.body}
-    account = {user, device.data_key}
 
     case native(instance, :session_decrypt, [account, local, parts, message]) do
       {:need, wanted} when needs > 0 ->

@@ -107,19 +107,12 @@ defmodule Kith.Peers do
     end)
   end
 
-  def session_info(instance, {user, _} = local, {peer, peer_device} = address) do
+  def session_info(instance, {user, _} = local, address) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, local),
            %{state: state} = session when state != nil <- Sessions.fetch(repo, local, address),
-           parts =
-             Map.merge(session, %{
-               user: peer,
-               device: peer_device,
-               archive: Sessions.archive(repo, local, address),
-               skipped: nil,
-               prekey: nil,
-               signed_prekey: nil
-             }),
+           archive = Sessions.archive(repo, local, address),
+           parts = Sessions.peer(session, address, %{archive: archive}),
            account = {user, device.data_key},
            {:ok, info} <-
              sealed(instance, :session_info, [account, local, parts, now()]) do

@@ -80,6 +80,17 @@ defmodule Kith.Store.Sessions do
     end)
   end
 
+  @doc """
+  What is stored of a peer, as the native library takes it.
+
+  The parts that are kept elsewhere are not loaded unless they are given.
+  """
+  def peer(session, {peer, device}, loaded \\ %{}) do
+    %{user: peer, device: device, archive: nil, skipped: nil, prekey: nil, signed_prekey: nil}
+    |> Map.merge(session)
+    |> Map.merge(loaded)
+  end
+
   @doc "Writes what is remembered of the peer and leaves the session as it is."
   def put_identity(repo, local, peer, identity, now) do
     sql = "UPDATE signal_sessions SET identity = $5, updated_at = $6 WHERE #{@pair}"
