@@ -42,11 +42,15 @@ mod curve;
 mod dh;
 mod fingerprint;
 mod identity;
+#[allow(dead_code)]
+mod kyber;
 mod prekey;
 mod primitives;
 mod ratchet;
 mod secret;
 mod session;
+#[allow(dead_code)]
+mod spqr;
 mod wire;
 mod x3dh;
 mod xeddsa;
@@ -55,6 +59,9 @@ pub use address::ProtocolAddress;
 pub use curve::{KEY_TYPE, KeyError, KeyPair, PUBLIC_KEY_LEN, PrivateKey, PublicKey};
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use identity::{Direction, IdentityKey, IdentityKeyPair, Trust, TrustOnFirstUse};
+pub use kyber::{
+    KYBER_CIPHERTEXT_LEN, KYBER_PUBLIC_KEY_LEN, KYBER_SEED_LEN, KyberKeyPair, KyberPublicKey,
+};
 pub use prekey::{BundleError, PreKey, PreKeyBundle, PreKeyId, SignedPreKey, SignedPreKeyPublic};
 pub use session::{
     ChainInfo, Changes, Ciphertext, DecryptError, Decrypted, EncryptError, InitiateError,
