@@ -10,3 +10,6 @@ pub(crate) mod erasure;
 mod field;
 pub(crate) mod kem;
 pub(crate) mod message;
+
+#[cfg(test)]
+pub(crate) mod vectors;
