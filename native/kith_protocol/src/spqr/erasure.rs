@@ -183,16 +183,16 @@ fn first_denominators(points: &[u16]) -> Vec<u16> {
 
 /// For each point `1 / Π (point − other)` over the other points.
 fn denominators(points: &[u16]) -> Vec<u16> {
-    points
-        .iter()
-        .map(|&point| {
-            let product = points
-                .iter()
-                .filter(|&&other| other != point)
-                .fold(1, |product, &other| multiply(product, point ^ other));
-            invert(product)
-        })
-        .collect()
+    let mut products = vec![1; points.len()];
+    for &other in points {
+        // The products are independent of one another, which keeps the processor busy.
+        for (product, &point) in products.iter_mut().zip(points) {
+            if point != other {
+                *product = multiply(*product, point ^ other);
+            }
+        }
+    }
+    products.into_iter().map(invert).collect()
 }
 
 /// What the value at each point counts for the value at `x` (Lagrange).

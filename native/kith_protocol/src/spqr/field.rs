@@ -16,22 +16,30 @@ pub(super) const fn multiply(a: u16, b: u16) -> u16 {
 /// The product of two polynomials over GF(2), by integer multiplication.
 ///
 /// Of each factor only every fourth bit is taken at a time. A sum of at most four ones then fits in the
-/// gap above it, and its lowest bit is the sum in GF(2).
+/// gap above it, and its lowest bit is the sum in GF(2). One multiplication makes two such products.
 const fn multiply_polynomials(a: u16, b: u16) -> u32 {
-    const EVERY_FOURTH: [u32; 4] = [0x1111_1111, 0x2222_2222, 0x4444_4444, 0x8888_8888];
-    let mut product = 0;
-    let mut of_sum = 0;
-    while of_sum < 4 {
-        let mut sum = 0;
-        let mut of_a = 0;
-        while of_a < 4 {
-            let of_b = (of_sum + 4 - of_a) % 4;
-            sum ^= (a as u32 & EVERY_FOURTH[of_a]) * (b as u32 & EVERY_FOURTH[of_b]);
-            of_a += 1;
-        }
-        product |= sum & EVERY_FOURTH[of_sum];
-        of_sum += 1;
+    const EVERY_FOURTH: [u64; 4] = [0x1111_1111, 0x2222_2222, 0x4444_4444, 0x8888_8888];
+    const fn parts(factor: u16) -> [u64; 4] {
+        let factor = factor as u64;
+        [
+            factor & EVERY_FOURTH[0],
+            factor & EVERY_FOURTH[1],
+            factor & EVERY_FOURTH[2],
+            factor & EVERY_FOURTH[3],
+        ]
     }
+    let a = parts(a);
+    let [b0, b1, b2, b3] = parts(b);
+    let (b01, b12, b23, b30) = (b0 | b1 << 32, b1 | b2 << 32, b2 | b3 << 32, b3 | b0 << 32);
+    // Bits 4n and, 32 higher, 4n + 1 of the product; then 4n + 2 and 4n + 3.
+    let low = (a[0] * b01) ^ (a[1] * b30) ^ (a[2] * b23) ^ (a[3] * b12);
+    let high = (a[0] * b23) ^ (a[1] * b12) ^ (a[2] * b01) ^ (a[3] * b30);
+    let product = (low & EVERY_FOURTH[0])
+        | ((low >> 32) & EVERY_FOURTH[1])
+        | (high & EVERY_FOURTH[2])
+        | ((high >> 32) & EVERY_FOURTH[3]);
+    #[allow(clippy::cast_possible_truncation)]
+    let product = product as u32;
     product
 }
 
