@@ -96,6 +96,7 @@ impl Unopened {
     const fn new(error: DecryptError) -> Self {
         Self::Failed(match error {
             DecryptError::NotLoaded(part) => return Self::Needs(part),
+            DecryptError::Damaged => Reason::CorruptedState,
             DecryptError::Duplicate => Reason::Duplicate,
             DecryptError::Invalid => Reason::Tampered,
             DecryptError::SessionNotFound => Reason::SessionNotFound,
