@@ -20,6 +20,12 @@ pub const PUBLIC_KEY_LEN: usize = 33;
 /// A key that cannot be used.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum KeyError {
+    /// A private Kyber key whose public half is not the one it was made with.
+    #[error("the Kyber key contradicts itself")]
+    Inconsistent,
+    /// The bytes of a Kyber key or ciphertext are not as many as its kind has.
+    #[error("{0} bytes are not a Kyber key or ciphertext")]
+    KyberLength(usize),
     /// The bytes are not exactly 33 long.
     #[error("a public key has 33 bytes, not {0}")]
     Length(usize),
@@ -29,7 +35,10 @@ pub enum KeyError {
     /// A base key that is not canonical, or not on the prime-order subgroup.
     #[error("the base key is not canonical")]
     NotCanonical,
-    /// The first byte is not `0x05`.
+    /// A coefficient of a Kyber key is 3329 or more.
+    #[error("the Kyber key is not reduced")]
+    NotReduced,
+    /// The first byte is not `0x05`, or not `0x08` for a Kyber key.
     #[error("unknown key type {0:#04x}")]
     Type(u8),
 }

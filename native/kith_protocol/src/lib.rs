@@ -38,15 +38,19 @@
 pub mod limits;
 
 mod address;
+mod agreement;
 mod curve;
 mod dh;
 mod fingerprint;
 mod identity;
+mod kyber;
+mod pqxdh;
 mod prekey;
 mod primitives;
 mod ratchet;
 mod secret;
 mod session;
+mod spqr;
 mod wire;
 mod x3dh;
 mod xeddsa;
@@ -55,12 +59,18 @@ pub use address::ProtocolAddress;
 pub use curve::{KEY_TYPE, KeyError, KeyPair, PUBLIC_KEY_LEN, PrivateKey, PublicKey};
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use identity::{Direction, IdentityKey, IdentityKeyPair, Trust, TrustOnFirstUse};
-pub use prekey::{BundleError, PreKey, PreKeyBundle, PreKeyId, SignedPreKey, SignedPreKeyPublic};
+pub use kyber::{
+    KYBER_CIPHERTEXT_LEN, KYBER_PUBLIC_KEY_LEN, KYBER_SEED_LEN, KyberKeyPair, KyberPublicKey,
+};
+pub use prekey::{
+    BundleError, KyberPreKey, KyberPreKeyPublic, PreKey, PreKeyBundle, PreKeyId, SignedPreKey,
+    SignedPreKeyPublic,
+};
 pub use session::{
-    ChainInfo, Changes, Ciphertext, DecryptError, Decrypted, EncryptError, InitiateError,
-    LocalDevice, MemorySkippedKeys, NotLoaded, OfficialRecord, PreKeyKind, PreKeys, RecordError,
-    Replaced, Session, SessionId, SessionInfo, SessionRecord, SkippedKey, SkippedKeyError,
-    SkippedKeyFormat, SkippedKeyLookup, SkippedKeyPosition, StateError,
+    BraidInfo, ChainInfo, Changes, Ciphertext, DecryptError, Decrypted, EncryptError, Entry,
+    EntryError, EntryGroup, EntryLookup, EntryPosition, InitiateError, LocalDevice, MemoryEntries,
+    NotLoaded, OfficialRecord, PreKeyKind, PreKeys, RecordError, RemoteDevice, Replaced, Session,
+    SessionId, SessionInfo, SessionRecord, SkippedKeyFormat, StateError,
 };
 pub use wire::{MessageError, PreKeySignalMessage, SignalMessage, Version};
 pub use xeddsa::SIGNATURE_LEN;

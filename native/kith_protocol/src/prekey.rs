@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use crate::curve::{KeyPair, PublicKey};
 use crate::identity::{IdentityKey, IdentityKeyPair};
+use crate::kyber::{KyberKeyPair, KyberPublicKey};
 use crate::xeddsa::SIGNATURE_LEN;
 
 /// The number by which a prekey message names a prekey. Any 32-bit number, 0 included.
@@ -57,6 +58,47 @@ impl SignedPreKey {
     }
 }
 
+/// A Kyber prekey, `PQPK` in the specifications: one-time, or the last resort when no one-time one is left.
+///
+/// Both kinds are signed in the same way, and nothing in a message tells them apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KyberPreKey {
+    /// The number it is known by.
+    pub id: PreKeyId,
+    /// The pair itself.
+    pub key_pair: KyberKeyPair,
+    /// XEdDSA by the identity key over the 1569 bytes of the public key.
+    pub signature: [u8; SIGNATURE_LEN],
+}
+
+impl KyberPreKey {
+    /// Draws a new pair and signs its public key.
+    pub fn generate<R: CryptoRng + ?Sized>(
+        id: PreKeyId,
+        identity: &IdentityKeyPair,
+        rng: &mut R,
+    ) -> Self {
+        let key_pair = KyberKeyPair::generate(rng);
+        let signature = identity.sign(&key_pair.public_key().to_bytes(), rng);
+        Self {
+            id,
+            key_pair,
+            signature,
+        }
+    }
+}
+
+/// A Kyber prekey as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KyberPreKeyPublic {
+    /// The number it is known by.
+    pub id: PreKeyId,
+    /// The public key.
+    pub public_key: KyberPublicKey,
+    /// The signature over its 1569 bytes; 64 bytes unless someone damaged it.
+    pub signature: Vec<u8>,
+}
+
 /// A signed prekey as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPreKeyPublic {
@@ -69,8 +111,6 @@ pub struct SignedPreKeyPublic {
 }
 
 /// What an initiator needs to start a session with a device.
-///
-/// Version 4 adds a signed Kyber prekey here; its absence is what makes a session version 3.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PreKeyBundle {
     /// The responder's registration id.
@@ -81,29 +121,35 @@ pub struct PreKeyBundle {
     pub signed_prekey: SignedPreKeyPublic,
     /// A one-time prekey, if one was left.
     pub prekey: Option<(PreKeyId, PublicKey)>,
+    /// A Kyber prekey. Without one the session is version 3, where that is accepted: nothing signed says
+    /// that a device has one, so whoever hands out bundles can take it away.
+    pub kyber_prekey: Option<KyberPreKeyPublic>,
 }
 
 /// A bundle that must not be used.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum BundleError {
     /// The signature of a prekey is not the identity key's.
-    #[error("the signature of the signed prekey is wrong")]
+    #[error("the signature of a prekey is wrong")]
     InvalidSignature,
 }
 
 impl PreKeyBundle {
-    /// Checks the signature of the signed prekey.
+    /// Checks the signatures of the signed prekey and of the Kyber prekey.
     ///
     /// # Errors
     ///
     /// [`BundleError::InvalidSignature`].
     pub fn verify(&self) -> Result<(), BundleError> {
-        let SignedPreKeyPublic {
-            id: _,
-            public_key,
-            signature,
-        } = &self.signed_prekey;
-        if self.identity_key.verify(&public_key.to_bytes(), signature) {
+        let signed = &self.signed_prekey;
+        let signed = self
+            .identity_key
+            .verify(&signed.public_key.to_bytes(), &signed.signature);
+        let kyber = |prekey: &KyberPreKeyPublic| {
+            self.identity_key
+                .verify(&prekey.public_key.to_bytes(), &prekey.signature)
+        };
+        if signed && self.kyber_prekey.as_ref().is_none_or(kyber) {
             Ok(())
         } else {
             Err(BundleError::InvalidSignature)

@@ -1,18 +1,16 @@
-//! Sessions: the Double Ratchet between two devices, and the record of all of them.
+//! Sessions: the Double and the Triple Ratchet between two devices, and the record of all of them.
 
 mod encoding;
+mod entries;
 mod official;
 mod open;
 mod record;
-mod skipped;
 mod state;
 
+pub use entries::{Entry, EntryError, EntryGroup, EntryLookup, EntryPosition, MemoryEntries};
 pub use official::{OfficialRecord, RecordError, SkippedKeyFormat};
 pub use record::{
     Changes, Ciphertext, DecryptError, Decrypted, EncryptError, InitiateError, LocalDevice,
-    NotLoaded, PreKeyKind, PreKeys, Replaced, SessionRecord,
+    NotLoaded, PreKeyKind, PreKeys, RemoteDevice, Replaced, SessionRecord,
 };
-pub use skipped::{
-    MemorySkippedKeys, SkippedKey, SkippedKeyError, SkippedKeyLookup, SkippedKeyPosition,
-};
-pub use state::{ChainInfo, Session, SessionId, SessionInfo, StateError};
+pub use state::{BraidInfo, ChainInfo, Session, SessionId, SessionInfo, StateError};

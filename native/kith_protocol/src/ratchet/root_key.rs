@@ -13,6 +13,10 @@ const LABEL: &[u8] = b"WhisperRatchet";
 pub(crate) struct RootKey(SecretBytes);
 
 impl RootKey {
+    pub(crate) const fn new(key: SecretBytes) -> Self {
+        Self(key)
+    }
+
     pub(crate) fn from_bytes(bytes: &[u8; 32]) -> Self {
         Self(SecretBytes::copy_of(bytes))
     }

@@ -1,17 +1,19 @@
 //! Session records as Signal's own library stores them: how an app moves to this engine, and back.
 
+mod spqr;
+
 use prost::Message as _;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::entries::{Entry, EntryGroup, EntryLookup, MemoryEntries};
 use super::record::SessionRecord;
-use super::skipped::{MemorySkippedKeys, SkippedKey};
-use super::state::{PendingPreKey, ReceivingChain, SendingChain, Session, SessionId};
+use super::state::{PendingKyber, PendingPreKey, ReceivingChain, SendingChain, Session, SessionId};
 use crate::curve::{KeyPair, PrivateKey, PublicKey};
 use crate::identity::IdentityKey;
+use crate::kyber::KyberCiphertext;
 use crate::limits::{MAX_ARCHIVED_SESSIONS, MAX_RECEIVING_CHAINS, MAX_SKIPPED_KEYS_PER_CHAIN};
 use crate::ratchet::{ChainKey, MessageKeys, MessageSeed, RootKey};
-use crate::session::SkippedKeyLookup;
 use crate::wire::Version;
 
 /// Bytes that are not a record this engine can take over.
@@ -23,24 +25,29 @@ pub enum RecordError {
     /// A session of a version this engine does not speak.
     #[error("session version {0} is not supported")]
     UnsupportedVersion(u32),
+    /// A version 4 session without the post-quantum ratchet, as clients made it before they had that, or one
+    /// that may still fall back to having none.
+    #[error("the session has no post-quantum ratchet")]
+    WithoutPostQuantumRatchet,
 }
 
 /// How skipped keys are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SkippedKeyFormat {
-    /// Cipher key, MAC key and IV: what clients before the post-quantum ratchet read. Version 3 only.
+    /// Cipher key, MAC key and IV: what clients before the post-quantum ratchet read. Of version 3
+    /// sessions only; those of version 4 are written as seeds.
     Expanded,
     /// Seeds: what current clients read.
     Seeds,
 }
 
-/// A session record with its skipped keys, which this engine keeps apart.
+/// A session record with its entries, which this engine keeps apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OfficialRecord {
     /// The sessions.
     pub sessions: SessionRecord,
-    /// The keys of messages that have not arrived.
-    pub skipped: MemorySkippedKeys,
+    /// What the sessions keep beside themselves.
+    pub entries: MemoryEntries,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -75,6 +82,18 @@ struct SessionFields {
     local_registration_id: u32,
     #[prost(bytes = "vec", tag = "13")]
     base_key: Vec<u8>,
+    #[prost(message, optional, tag = "14")]
+    pending_kyber: Option<PendingKyberFields>,
+    #[prost(bytes = "vec", tag = "15")]
+    spqr: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PendingKyberFields {
+    #[prost(uint32, tag = "1")]
+    id: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    ciphertext: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -137,11 +156,11 @@ impl OfficialRecord {
     }
 
     fn read(fields: &RecordFields) -> Result<Self, RecordError> {
-        let mut skipped = MemorySkippedKeys::default();
+        let mut entries = MemoryEntries::default();
         let current = fields
             .current
             .as_ref()
-            .map(|fields| fields.read(&mut skipped))
+            .map(|fields| fields.read(&mut entries))
             .transpose()?;
         if fields.previous.len() > MAX_ARCHIVED_SESSIONS {
             return Err(RecordError::Damaged);
@@ -150,13 +169,13 @@ impl OfficialRecord {
         for previous in &fields.previous {
             let mut fields =
                 SessionFields::decode(previous.as_slice()).map_err(|_| RecordError::Damaged)?;
-            let session = fields.read(&mut skipped);
+            let session = fields.read(&mut entries);
             fields.erase();
             archived.push(session?);
         }
         Ok(Self {
             sessions: SessionRecord::from_parts(current, Some(archived)),
-            skipped,
+            entries,
         })
     }
 
@@ -167,7 +186,7 @@ impl OfficialRecord {
     /// These bytes are the secrets of the sessions.
     #[must_use]
     pub fn to_bytes(&self, format: SkippedKeyFormat) -> Zeroizing<Vec<u8>> {
-        let write = |session| SessionFields::write(session, &self.skipped, format);
+        let write = |session| SessionFields::write(session, &self.entries, format);
         let mut fields = RecordFields {
             current: self.sessions.current().map(write),
             previous: Vec::new(),
@@ -191,9 +210,10 @@ impl RecordFields {
 }
 
 impl SessionFields {
-    fn read(&self, skipped: &mut MemorySkippedKeys) -> Result<Session, RecordError> {
+    fn read(&self, entries: &mut MemoryEntries) -> Result<Session, RecordError> {
         let version = match self.version {
             3 => Version::V3,
+            4 => Version::V4,
             other => return Err(RecordError::UnsupportedVersion(other)),
         };
         let local_identity = identity(&self.local_identity)?;
@@ -207,16 +227,35 @@ impl SessionFields {
         let receiving = self
             .receiving
             .iter()
-            .map(|chain| chain.read_receiving(id, skipped))
+            .map(|chain| chain.read_receiving(id, entries))
             .collect::<Result<_, _>>()?;
+        let kyber = self
+            .pending_kyber
+            .as_ref()
+            .map(|kyber| {
+                KyberCiphertext::from_bytes(&kyber.ciphertext).map(|ciphertext| PendingKyber {
+                    id: kyber.id,
+                    ciphertext,
+                })
+            })
+            .transpose()
+            .map_err(|_| RecordError::Damaged)?;
+        // Both are there until the responder was heard, in version 4.
+        if kyber.is_some() != (version == Version::V4 && self.pending.is_some()) {
+            return Err(RecordError::Damaged);
+        }
         let pending = self.pending.as_ref().map(|pending| PendingPreKey {
             prekey_id: pending.prekey_id,
             signed_prekey_id: pending.signed_prekey_id.cast_unsigned(),
+            kyber,
             created: pending.created,
         });
+        let spqr = match version {
+            Version::V3 => None,
+            Version::V4 => Some(Box::new(spqr::read(&self.spqr, id, entries)?)),
+        };
         Ok(Session {
             id,
-            version,
             local_identity,
             remote_identity,
             local_registration_id: self.local_registration_id,
@@ -233,13 +272,19 @@ impl SessionFields {
             previous_counter: self.previous_counter,
             receiving,
             pending,
+            spqr,
+            braid_revision: 0,
         })
     }
 
-    fn write(session: &Session, skipped: &MemorySkippedKeys, format: SkippedKeyFormat) -> Self {
+    fn write(session: &Session, entries: &MemoryEntries, format: SkippedKeyFormat) -> Self {
+        let format = match session.version() {
+            Version::V3 => format,
+            Version::V4 => SkippedKeyFormat::Seeds,
+        };
         let base_key = session.base_key.to_bytes().to_vec();
         Self {
-            version: session.version.number().into(),
+            version: session.version().number().into(),
             local_identity: session.local_identity.to_bytes().to_vec(),
             remote_identity: session.remote_identity.to_bytes().to_vec(),
             root_key: session.root_key.as_bytes().to_vec(),
@@ -257,16 +302,10 @@ impl SessionFields {
                     ratchet_public: chain.ratchet_key.to_bytes().to_vec(),
                     ratchet_private: Vec::new(),
                     chain_key: Some(ChainKeyFields::write(&chain.chain_key)),
-                    message_keys: skipped
-                        .of_chain(&session.id, &chain.ratchet_key)
+                    message_keys: entries
+                        .of_group(&session.id, EntryGroup::MessageKeys(chain.ratchet_key))
                         .rev()
-                        .filter_map(|counter| {
-                            match skipped.find(&session.id, &(chain.ratchet_key, counter)) {
-                                SkippedKeyLookup::Found(key) => Some((counter, key)),
-                                SkippedKeyLookup::Absent | SkippedKeyLookup::NotLoaded => None,
-                            }
-                        })
-                        .map(|(counter, key)| MessageKeyFields::write(counter, &key, format))
+                        .filter_map(|(counter, key)| MessageKeyFields::write(counter, key, format))
                         .collect(),
                 })
                 .collect(),
@@ -279,11 +318,24 @@ impl SessionFields {
             remote_registration_id: session.remote_registration_id,
             local_registration_id: session.local_registration_id,
             base_key,
+            pending_kyber: session
+                .pending
+                .as_ref()
+                .and_then(|pending| pending.kyber.as_ref())
+                .map(|kyber| PendingKyberFields {
+                    id: kyber.id,
+                    ciphertext: kyber.ciphertext.to_bytes(),
+                }),
+            spqr: session
+                .spqr
+                .as_ref()
+                .map_or_else(Vec::new, |spqr| spqr::write(spqr, session.id, entries)),
         }
     }
 
     fn erase(&mut self) {
         self.root_key.zeroize();
+        self.spqr.zeroize();
         for chain in self.sending.iter_mut().chain(&mut self.receiving) {
             chain.ratchet_private.zeroize();
             if let Some(chain_key) = &mut chain.chain_key {
@@ -308,7 +360,7 @@ impl ChainFields {
     fn read_receiving(
         &self,
         session: SessionId,
-        skipped: &mut MemorySkippedKeys,
+        entries: &mut MemoryEntries,
     ) -> Result<ReceivingChain, RecordError> {
         let ratchet_key = public(&self.ratchet_public)?;
         let count = u32::try_from(self.message_keys.len()).map_err(|_| RecordError::Damaged)?;
@@ -316,11 +368,12 @@ impl ChainFields {
             return Err(RecordError::Damaged);
         }
         for fields in &self.message_keys {
-            let position = (ratchet_key, fields.index);
-            if !matches!(skipped.find(&session, &position), SkippedKeyLookup::Absent) {
-                return Err(RecordError::Damaged);
-            }
-            skipped.insert(session, position, fields.read()?);
+            insert(
+                entries,
+                session,
+                (EntryGroup::MessageKeys(ratchet_key), fields.index),
+                fields.read()?,
+            )?;
         }
         Ok(ReceivingChain {
             ratchet_key,
@@ -340,20 +393,18 @@ impl ChainKeyFields {
 }
 
 impl MessageKeyFields {
-    fn read(&self) -> Result<SkippedKey, RecordError> {
+    fn read(&self) -> Result<Entry, RecordError> {
         if !self.seed.is_empty() {
-            return Ok(SkippedKey::seed(MessageSeed::from_bytes(fixed(
-                &self.seed,
-            )?)));
+            return Ok(Entry::seed(MessageSeed::from_bytes(fixed(&self.seed)?)));
         }
         let mut keys = Zeroizing::new([0; 80]);
         keys[..32].copy_from_slice(fixed::<32>(&self.cipher_key)?);
         keys[32..64].copy_from_slice(fixed::<32>(&self.mac_key)?);
         keys[64..].copy_from_slice(fixed::<16>(&self.iv)?);
-        Ok(SkippedKey::expanded(MessageKeys::from_bytes(&keys)))
+        Ok(Entry::expanded(MessageKeys::from_bytes(&keys)))
     }
 
-    fn write(index: u32, key: &SkippedKey, format: SkippedKeyFormat) -> Self {
+    fn write(index: u32, key: &Entry, format: SkippedKeyFormat) -> Option<Self> {
         let mut fields = Self {
             index,
             ..Self::default()
@@ -361,13 +412,29 @@ impl MessageKeyFields {
         match (key.as_seed(), format) {
             (Some(seed), SkippedKeyFormat::Seeds) => fields.seed = seed.as_bytes().to_vec(),
             _ => {
-                let keys = key.message_keys(None);
+                let keys = key.message_keys(None)?;
                 fields.cipher_key = keys.as_bytes()[..32].to_vec();
                 fields.mac_key = keys.as_bytes()[32..64].to_vec();
                 fields.iv = keys.as_bytes()[64..].to_vec();
             }
         }
-        fields
+        Some(fields)
+    }
+}
+
+/// Each entry is in a record once.
+fn insert(
+    entries: &mut MemoryEntries,
+    session: SessionId,
+    position: super::EntryPosition,
+    entry: Entry,
+) -> Result<(), RecordError> {
+    match entries.find(&session, &position) {
+        EntryLookup::Absent => {
+            entries.insert(session, position, entry);
+            Ok(())
+        }
+        EntryLookup::Found(_) | EntryLookup::NotLoaded => Err(RecordError::Damaged),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use rand_core::CryptoRng;
 
-use super::skipped::{SkippedKey, SkippedKeyLookup, SkippedKeyPosition};
+use super::entries::{Entry, EntryGroup, EntryLookup, EntryPosition};
+use super::record::NotLoaded;
 use super::state::{ReceivingChain, SendingChain, Session, SessionId};
 use crate::curve::{KeyPair, PublicKey};
 use crate::limits::{
@@ -10,7 +11,19 @@ use crate::limits::{
     MAX_SKIPPED_KEYS_PER_SESSION,
 };
 use crate::ratchet::{ChainKey, MessageSeed, RootKey};
+use crate::secret::SecretBytes;
+use crate::spqr::braid::BraidError;
+use crate::spqr::chain::{ChainError, Received};
+use crate::spqr::decoder::PageLookup;
+use crate::spqr::message::SpqrMessage;
+use crate::spqr::{Receipt, Spqr};
 use crate::wire::SignalMessage;
+
+/// Hashes one step of the post-quantum key chain costs: an HKDF of two blocks.
+const HASHES_PER_POST_QUANTUM_STEP: u32 = 3;
+
+/// Looks for what a session keeps beside itself.
+pub(super) type Entries<'a> = &'a dyn Fn(&SessionId, &EntryPosition) -> EntryLookup;
 
 /// Why one session did not open a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +32,8 @@ pub(super) enum Refusal {
     Duplicate,
     /// MAC, padding, addresses or keys are wrong: the message is not of this session, or was changed.
     Invalid,
-    /// A skipped key is needed and was not loaded.
-    SkippedKeysNotLoaded,
+    /// Something the session keeps beside itself is needed.
+    NotLoaded(NotLoaded),
     /// Further ahead than [`MAX_FORWARD_JUMP`].
     TooFarAhead,
     /// The session has another version.
@@ -32,6 +45,7 @@ pub(super) enum Refusal {
 pub(super) struct Opened {
     pub(super) plaintext: Vec<u8>,
     step: Step,
+    post_quantum: Option<Receipt>,
 }
 
 #[derive(Debug)]
@@ -39,7 +53,7 @@ enum Step {
     /// The key was a skipped one.
     Skipped {
         chain: usize,
-        position: SkippedKeyPosition,
+        position: EntryPosition,
     },
     /// The chain moved forward.
     Forward { chain: usize, walk: Walk },
@@ -60,13 +74,13 @@ struct Walk {
     skipped: Vec<(u32, MessageSeed)>,
 }
 
-/// What committing a message did to the skipped keys.
+/// What committing a message did to what the session keeps beside itself.
 #[derive(Debug, Default)]
-pub(super) struct SkippedChanges {
-    pub(super) added: Vec<(SkippedKeyPosition, SkippedKey)>,
-    pub(super) removed: Option<SkippedKeyPosition>,
-    pub(super) evicted: Vec<(PublicKey, u32)>,
-    pub(super) chains_dropped: Vec<PublicKey>,
+pub(super) struct EntryChanges {
+    pub(super) added: Vec<(EntryPosition, Entry)>,
+    pub(super) removed: Vec<EntryPosition>,
+    pub(super) evicted: Vec<(EntryGroup, u32)>,
+    pub(super) dropped: Vec<EntryGroup>,
 }
 
 impl Walk {
@@ -110,51 +124,80 @@ impl Session {
             .position(|chain| chain.ratchet_key == *ratchet_key)
     }
 
+    /// The hashes that trying `message` costs if its ratchet key is new here.
+    pub(super) fn trial_cost(&self, message: &SignalMessage) -> u32 {
+        let steps = match &self.spqr {
+            None => 0,
+            Some(spqr) => message
+                .post_quantum()
+                .ok()
+                .filter(|message| spqr.check(message).is_ok())
+                .map_or(0, |message| spqr.jump(&message)),
+        };
+        message
+            .counter()
+            .saturating_add(steps.saturating_mul(HASHES_PER_POST_QUANTUM_STEP))
+    }
+
     /// Opens `message` without changing the session.
     ///
-    /// `addresses` is what the message must be bound to if it is bound to addresses at all.
+    /// `addresses` is what the message must be bound to if it is bound to addresses at all. Everything
+    /// that costs next to nothing is checked before anything that costs work, and the braid sees the message
+    /// only when it is authentic.
     pub(super) fn open(
         &self,
         message: &SignalMessage,
         addresses: Option<&[u8; 36]>,
-        skipped: &dyn Fn(&SessionId, &SkippedKeyPosition) -> SkippedKeyLookup,
+        entries: Entries<'_>,
     ) -> Result<Opened, Refusal> {
-        if message.version() != self.version {
+        if message.version() != self.version() {
             return Err(Refusal::Version);
         }
-        let (step, keys) = match self.receiving_chain(message.ratchet_key()) {
-            Some(chain) if message.counter() < self.receiving[chain].chain_key.index() => {
-                let position = (*message.ratchet_key(), message.counter());
-                match skipped(&self.id, &position) {
-                    SkippedKeyLookup::Absent => return Err(Refusal::Duplicate),
-                    SkippedKeyLookup::NotLoaded => return Err(Refusal::SkippedKeysNotLoaded),
-                    SkippedKeyLookup::Found(key) => {
-                        (Step::Skipped { chain, position }, key.message_keys(None))
-                    }
-                }
-            }
-            Some(chain) => {
+        let chain = self.receiving_chain(message.ratchet_key());
+        let kept = chain
+            .filter(|chain| message.counter() < self.receiving[*chain].chain_key.index())
+            .map(|chain| self.kept_key(chain, message, entries))
+            .transpose()?;
+        let post_quantum = self
+            .spqr
+            .as_deref()
+            .map(|spqr| PostQuantum::new(spqr, message))
+            .transpose()?;
+
+        let (step, seed) = match (kept, chain) {
+            (Some((step, entry)), _) => (step, Keys::Entry(entry)),
+            (None, Some(chain)) => {
                 let walk = Walk::new(&self.receiving[chain].chain_key, message.counter())?;
-                let keys = walk.seed.expand(None);
-                (Step::Forward { chain, walk }, keys)
+                let seed = walk.seed.clone();
+                (Step::Forward { chain, walk }, Keys::Seed(seed))
             }
-            None => {
+            (None, None) => {
+                if message.counter() > MAX_FORWARD_JUMP {
+                    return Err(Refusal::TooFarAhead);
+                }
                 let (root_key, chain_key) = self
                     .root_key
                     .step(&self.sending.ratchet, message.ratchet_key())
                     .map_err(|_| Refusal::Invalid)?;
                 let walk = Walk::new(&chain_key, message.counter())?;
-                let keys = walk.seed.expand(None);
+                let seed = walk.seed.clone();
                 let ratchet_key = *message.ratchet_key();
-                (
-                    Step::NewChain {
-                        root_key,
-                        ratchet_key,
-                        walk,
-                    },
-                    keys,
-                )
+                let step = Step::NewChain {
+                    root_key,
+                    ratchet_key,
+                    walk,
+                };
+                (step, Keys::Seed(seed))
             }
+        };
+        let received = match &post_quantum {
+            None => None,
+            Some(post_quantum) => post_quantum.receive(&self.id, entries)?,
+        };
+        let salt = received.as_ref().map(|(_, key)| key.as_bytes());
+        let keys = match &seed {
+            Keys::Seed(seed) => seed.expand(salt),
+            Keys::Entry(entry) => entry.message_keys(salt).ok_or(Refusal::Invalid)?,
         };
         if !message.verify_mac(&keys, &self.remote_identity, &self.local_identity) {
             return Err(Refusal::Invalid);
@@ -164,7 +207,35 @@ impl Session {
             return Err(Refusal::Invalid);
         }
         let plaintext = keys.decrypt(message.ciphertext()).ok_or(Refusal::Invalid)?;
-        Ok(Opened { plaintext, step })
+        let post_quantum = match post_quantum {
+            None => None,
+            Some(post_quantum) => Some(post_quantum.commitment(
+                received.map(|(received, _)| received),
+                &self.id,
+                entries,
+            )?),
+        };
+        Ok(Opened {
+            plaintext,
+            step,
+            post_quantum,
+        })
+    }
+
+    /// The key of a message the chain has passed.
+    fn kept_key(
+        &self,
+        chain: usize,
+        message: &SignalMessage,
+        entries: Entries<'_>,
+    ) -> Result<(Step, Entry), Refusal> {
+        let group = EntryGroup::MessageKeys(*message.ratchet_key());
+        let position = (group, message.counter());
+        match entries(&self.id, &position) {
+            EntryLookup::Absent => Err(Refusal::Duplicate),
+            EntryLookup::NotLoaded => Err(Refusal::NotLoaded(NotLoaded::MessageKeys)),
+            EntryLookup::Found(entry) => Ok((Step::Skipped { chain, position }, entry)),
+        }
     }
 
     /// Makes the changes of an opened message. Draws a new ratchet key when the peer has one.
@@ -172,16 +243,20 @@ impl Session {
     /// Fails only if the new ratchet key agrees with the peer's to zero, and then changes nothing.
     pub(super) fn commit<R: CryptoRng + ?Sized>(
         &mut self,
-        step: Opened,
+        opened: Opened,
         rng: &mut R,
-    ) -> Result<(Vec<u8>, SkippedChanges), Refusal> {
-        let Opened { plaintext, step } = step;
-        let mut changes = SkippedChanges::default();
+    ) -> Result<(Vec<u8>, EntryChanges), Refusal> {
+        let Opened {
+            plaintext,
+            step,
+            post_quantum,
+        } = opened;
+        let mut changes = EntryChanges::default();
         match step {
             Step::Skipped { chain, position } => {
                 let chain = &mut self.receiving[chain];
                 chain.skipped = chain.skipped.saturating_sub(1);
-                changes.removed = Some(position);
+                changes.removed.push(position);
             }
             Step::Forward { chain, walk } => self.advance(chain, walk, &mut changes),
             Step::NewChain {
@@ -199,7 +274,8 @@ impl Session {
                 while self.receiving.len() >= MAX_RECEIVING_CHAINS {
                     let dropped = self.receiving.remove(0);
                     if dropped.skipped > 0 {
-                        changes.chains_dropped.push(dropped.ratchet_key);
+                        let group = EntryGroup::MessageKeys(dropped.ratchet_key);
+                        changes.dropped.push(group);
                     }
                 }
                 self.receiving.push(ReceivingChain {
@@ -210,19 +286,26 @@ impl Session {
                 self.advance(self.receiving.len() - 1, walk, &mut changes);
             }
         }
-        self.pending = None;
+        if let (Some(spqr), Some(receipt)) = (&mut self.spqr, post_quantum) {
+            let committed = spqr.commit(receipt);
+            if committed.moved {
+                self.braid_changed();
+            }
+            changes.post_quantum(committed);
+        }
+        self.acknowledge();
         Ok((plaintext, changes))
     }
 
     /// Stores the moved chain and its skipped keys, and evicts the oldest keys over the limits.
-    fn advance(&mut self, chain: usize, walk: Walk, changes: &mut SkippedChanges) {
+    fn advance(&mut self, chain: usize, walk: Walk, changes: &mut EntryChanges) {
         let Walk {
             after,
             seed: _,
             skipped,
         } = walk;
         let receiving = &mut self.receiving[chain];
-        let ratchet_key = receiving.ratchet_key;
+        let group = EntryGroup::MessageKeys(receiving.ratchet_key);
         receiving.chain_key = after;
         // At most MAX_SKIPPED_KEYS_PER_CHAIN were remembered, so the count fits.
         let added = u32::try_from(skipped.len()).unwrap_or(u32::MAX);
@@ -230,11 +313,11 @@ impl Session {
         let over = receiving.skipped.saturating_sub(MAX_SKIPPED_KEYS_PER_CHAIN);
         if over > 0 {
             receiving.skipped -= over;
-            changes.evicted.push((ratchet_key, over));
+            changes.evicted.push((group, over));
         }
         changes.added = skipped
             .into_iter()
-            .map(|(counter, seed)| ((ratchet_key, counter), SkippedKey::seed(seed)))
+            .map(|(counter, seed)| ((group, counter), Entry::seed(seed)))
             .collect();
 
         let mut over = self
@@ -247,8 +330,127 @@ impl Session {
             if evicted > 0 {
                 receiving.skipped -= evicted;
                 over -= evicted;
-                changes.evicted.push((receiving.ratchet_key, evicted));
+                let group = EntryGroup::MessageKeys(receiving.ratchet_key);
+                changes.evicted.push((group, evicted));
             }
+        }
+    }
+}
+
+/// What the keys of a message are derived from.
+enum Keys {
+    Seed(MessageSeed),
+    Entry(Entry),
+}
+
+/// The post-quantum part of a message that is being opened.
+struct PostQuantum<'a> {
+    spqr: &'a Spqr,
+    message: SpqrMessage,
+}
+
+impl<'a> PostQuantum<'a> {
+    /// Whether the session can have a key for the message; nothing is computed yet.
+    fn new(spqr: &'a Spqr, message: &SignalMessage) -> Result<Self, Refusal> {
+        let message = message.post_quantum().map_err(|_| Refusal::Invalid)?;
+        spqr.check(&message)?;
+        Ok(Self { spqr, message })
+    }
+
+    /// The key of the message and where it comes from; nothing for a message that mixes none.
+    fn receive(
+        &self,
+        session: &SessionId,
+        entries: Entries<'_>,
+    ) -> Result<Option<(Received, SecretBytes)>, Refusal> {
+        let Some(received) = self.spqr.receive_key(&self.message)? else {
+            return Ok(None);
+        };
+        let key = match &received {
+            Received::Forward { key, .. } => key.clone(),
+            Received::Kept { epoch, index } => {
+                let position = (EntryGroup::PostQuantumKeys(*epoch), *index);
+                match entries(session, &position) {
+                    EntryLookup::Absent => return Err(Refusal::Invalid),
+                    EntryLookup::NotLoaded => {
+                        return Err(Refusal::NotLoaded(NotLoaded::MessageKeys));
+                    }
+                    EntryLookup::Found(entry) => {
+                        entry.as_post_quantum_key().ok_or(Refusal::Invalid)?.clone()
+                    }
+                }
+            }
+        };
+        Ok(Some((received, key)))
+    }
+
+    /// What the authentic message changes.
+    fn commitment(
+        self,
+        received: Option<Received>,
+        session: &SessionId,
+        entries: Entries<'_>,
+    ) -> Result<Receipt, Refusal> {
+        let group = EntryGroup::Chunks(self.message.epoch);
+        let pages = |number| match entries(session, &(group, number)) {
+            EntryLookup::Absent => PageLookup::Absent,
+            EntryLookup::NotLoaded => PageLookup::NotLoaded,
+            EntryLookup::Found(entry) => entry
+                .as_page()
+                .map_or(PageLookup::Absent, |page| PageLookup::Found(*page)),
+        };
+        self.spqr
+            .receive(&self.message, received, &pages)
+            .map_err(Refusal::from)
+    }
+}
+
+impl EntryChanges {
+    /// Adds what the post-quantum ratchet changed.
+    fn post_quantum(&mut self, commit: crate::spqr::Commit) {
+        let crate::spqr::Commit {
+            keys,
+            page,
+            pages_forgotten,
+            moved: _,
+        } = commit;
+        let group = EntryGroup::PostQuantumKeys;
+        self.added.extend(
+            keys.added
+                .into_iter()
+                .map(|(epoch, index, key)| ((group(epoch), index), Entry::post_quantum_key(key))),
+        );
+        self.removed
+            .extend(keys.removed.map(|(epoch, index)| (group(epoch), index)));
+        self.evicted
+            .extend(keys.evicted.map(|(epoch, count)| (group(epoch), count)));
+        self.added.extend(
+            page.map(|(epoch, number, page)| {
+                ((EntryGroup::Chunks(epoch), number), Entry::page(page))
+            }),
+        );
+        self.dropped.extend(pages_forgotten.map(EntryGroup::Chunks));
+    }
+}
+
+impl From<ChainError> for Refusal {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::TooFarAhead => Self::TooFarAhead,
+            ChainError::UnknownEpoch
+            | ChainError::NotNext
+            | ChainError::TooOld
+            | ChainError::AlreadyUsed
+            | ChainError::Exhausted => Self::Invalid,
+        }
+    }
+}
+
+impl From<BraidError> for Refusal {
+    fn from(error: BraidError) -> Self {
+        match error {
+            BraidError::ChunksNotLoaded => Self::NotLoaded(NotLoaded::Chunks),
+            BraidError::EpochAhead | BraidError::Invalid => Self::Invalid,
         }
     }
 }

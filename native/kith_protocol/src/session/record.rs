@@ -3,12 +3,13 @@
 use rand_core::CryptoRng;
 use thiserror::Error;
 
-use super::open::{Opened, Refusal, SkippedChanges};
-use super::skipped::{SkippedKey, SkippedKeyLookup, SkippedKeyPosition};
-use super::state::{Session, SessionId};
+use super::entries::{Entry, EntryGroup, EntryLookup, EntryPosition};
+use super::open::{EntryChanges, Opened, Refusal};
+use super::state::{NamedPreKeys, Session, SessionId};
 use crate::address::{ProtocolAddress, address_pair};
 use crate::curve::{KeyPair, PublicKey};
 use crate::identity::{Direction, IdentityKey, IdentityKeyPair, Trust};
+use crate::kyber::KyberKeyPair;
 use crate::limits::{MAX_ARCHIVED_SESSIONS, MAX_HASHES_PER_MESSAGE, MAX_PLAINTEXT_LEN};
 use crate::prekey::{BundleError, PreKeyBundle, PreKeyId};
 use crate::wire::{PreKeySignalMessage, SignalMessage, Version};
@@ -24,6 +25,16 @@ pub struct LocalDevice<'a> {
     pub registration_id: u32,
 }
 
+/// The device of the peer.
+#[derive(Clone, Copy, Debug)]
+pub struct RemoteDevice<'a> {
+    /// Its address.
+    pub address: &'a ProtocolAddress,
+    /// The lowest version spoken with it: the policy's, or version 4 once it was seen with that. Never lower
+    /// this because a bundle lacks a Kyber prekey: that is how a downgrade looks.
+    pub minimum_version: Version,
+}
+
 /// The prekeys of the local device, as a prekey message needs them.
 pub trait PreKeys {
     /// The one-time prekey of this id.
@@ -32,10 +43,15 @@ pub trait PreKeys {
     /// The signed prekey of this id.
     fn signed_prekey(&self, id: PreKeyId) -> Option<KeyPair>;
 
-    /// Whether a session was already made from this base key and signed prekey.
+    /// The Kyber prekey of this id, one-time or last-resort.
+    fn kyber_prekey(&self, id: PreKeyId) -> Option<KyberKeyPair>;
+
+    /// Whether a session was already made from this base key and signed prekey, whichever Kyber prekey went
+    /// with them.
     ///
     /// Once the record of a session is gone, only this memory keeps its first message from being opened
-    /// a second time. It must last as long as the signed prekey does.
+    /// a second time; a last-resort Kyber prekey does not prevent it. It must last as long as the signed
+    /// prekey does.
     fn is_base_key_used(&self, signed_prekey_id: PreKeyId, base_key: &PublicKey) -> bool;
 }
 
@@ -46,6 +62,8 @@ pub enum PreKeyKind {
     OneTime,
     /// A signed prekey.
     Signed,
+    /// A Kyber prekey, one-time or last-resort.
+    Kyber,
 }
 
 /// A part of the stored state that decryption needs and was not given.
@@ -53,8 +71,12 @@ pub enum PreKeyKind {
 pub enum NotLoaded {
     /// The archived sessions.
     Archive,
-    /// The skipped keys at the message's ratchet key and counter.
-    SkippedKeys,
+    /// The entries at the message's ratchet key and counter, and at its
+    /// [`post_quantum_position`](SignalMessage::post_quantum_position).
+    MessageKeys,
+    /// All pages of the chunks of the message's epoch: the group [`EntryGroup::Chunks`] of one more than the
+    /// epoch in its [`post_quantum_position`](SignalMessage::post_quantum_position).
+    Chunks,
 }
 
 /// Why a session could not be started.
@@ -69,13 +91,16 @@ pub enum InitiateError {
     /// The bundle's identity key is not trusted.
     #[error("the identity key is not trusted")]
     UntrustedIdentity,
+    /// The bundle has no Kyber prekey, and version 3 is not accepted from this peer.
+    #[error("a session of version {} is not accepted", .0.number())]
+    UnsupportedVersion(Version),
 }
 
 /// Why a message was not encrypted. The session is as it was.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum EncryptError {
-    /// There is no current session, it has waited more than 30 days for an answer, or its 32-bit counter
-    /// has ended.
+    /// There is no current session, its version is not accepted, it has waited more than 30 days for an
+    /// answer, or its 32-bit counter has ended.
     #[error("there is no session to send on")]
     SessionNotFound,
     /// The plaintext is larger than [`MAX_PLAINTEXT_LEN`].
@@ -107,7 +132,7 @@ pub enum DecryptError {
     /// The message names a prekey this device does not hold.
     #[error("the prekey {1} is not here")]
     UnknownPreKey(PreKeyKind, PreKeyId),
-    /// No session has the message's version, or it is not accepted for new sessions.
+    /// No session has the message's version, or it is not accepted from this peer.
     #[error("message version {} is not accepted", .0.number())]
     UnsupportedVersion(Version),
     /// The identity key is not trusted.
@@ -135,6 +160,8 @@ pub struct Ciphertext {
     pub session_id: SessionId,
     /// Its version.
     pub version: Version,
+    /// Entries of the session that are no longer needed.
+    pub entries_dropped: Vec<EntryGroup>,
 }
 
 /// A decrypted message.
@@ -163,16 +190,18 @@ pub struct Changes {
     pub promoted: Option<SessionId>,
     /// Sessions dropped from the end of the archive, with all their skipped keys.
     pub sessions_dropped: Vec<SessionId>,
-    /// Keys to store.
-    pub skipped_added: Vec<(SkippedKeyPosition, SkippedKey)>,
-    /// The key that was used.
-    pub skipped_removed: Option<SkippedKeyPosition>,
-    /// Chains of which so many keys go, those with the lowest counters. Applied after adding.
-    pub skipped_evicted: Vec<(PublicKey, u32)>,
-    /// Chains that are gone with all their keys.
-    pub chains_dropped: Vec<PublicKey>,
+    /// Entries that were used up. To be deleted first.
+    pub entries_removed: Vec<EntryPosition>,
+    /// Groups that are gone with all their entries. To be deleted before adding.
+    pub groups_dropped: Vec<EntryGroup>,
+    /// Entries to store.
+    pub entries_added: Vec<(EntryPosition, Entry)>,
+    /// Groups of which so many entries go, those with the lowest numbers. To be deleted after adding.
+    pub entries_evicted: Vec<(EntryGroup, u32)>,
     /// The one-time prekey that was used up.
     pub prekey_used: Option<PreKeyId>,
+    /// The Kyber prekey a new session was made from. Used up, if it is a one-time one.
+    pub kyber_prekey_used: Option<PreKeyId>,
     /// The signed prekey and base key a new session was made from: to be remembered.
     pub base_key_used: Option<(PreKeyId, PublicKey)>,
 }
@@ -255,10 +284,12 @@ impl SessionRecord {
     ///
     /// # Errors
     ///
-    /// [`InitiateError`], checked in this order: trust in the identity, the signature, the keys.
+    /// [`InitiateError`], checked in this order: trust in the identity, the version, the signatures, the
+    /// keys.
     pub fn initiate<R: CryptoRng + ?Sized>(
         &mut self,
         local: &LocalDevice<'_>,
+        remote: &RemoteDevice<'_>,
         bundle: &PreKeyBundle,
         trust: &dyn Trust,
         now: u64,
@@ -266,6 +297,9 @@ impl SessionRecord {
     ) -> Result<Replaced, InitiateError> {
         if !trust.is_trusted(&bundle.identity_key, Direction::Sending) {
             return Err(InitiateError::UntrustedIdentity);
+        }
+        if bundle.kyber_prekey.is_none() && remote.minimum_version > Version::V3 {
+            return Err(InitiateError::UnsupportedVersion(Version::V3));
         }
         bundle.verify()?;
         let session = Session::initiate(local.identity, local.registration_id, bundle, now, rng)
@@ -293,11 +327,14 @@ impl SessionRecord {
     /// # Errors
     ///
     /// [`EncryptError`].
-    pub fn encrypt(
+    pub fn encrypt<R: CryptoRng + ?Sized>(
         &mut self,
+        local: &LocalDevice<'_>,
+        remote: &RemoteDevice<'_>,
         plaintext: &[u8],
         trust: &dyn Trust,
         now: u64,
+        rng: &mut R,
     ) -> Result<Ciphertext, EncryptError> {
         if plaintext.len() > MAX_PLAINTEXT_LEN {
             return Err(EncryptError::TooLarge);
@@ -305,19 +342,22 @@ impl SessionRecord {
         let session = self
             .current
             .as_mut()
+            .filter(|session| session.version() >= remote.minimum_version)
             .filter(|session| session.is_usable_at(now))
             .ok_or(EncryptError::SessionNotFound)?;
         if !trust.is_trusted(session.remote_identity(), Direction::Sending) {
             return Err(EncryptError::UntrustedIdentity);
         }
-        let (bytes, is_prekey_message) = session
-            .encrypt(plaintext)
+        let addresses = address_pair(local.address, remote.address);
+        let sealed = session
+            .encrypt(plaintext, addresses.as_ref(), rng)
             .ok_or(EncryptError::SessionNotFound)?;
         Ok(Ciphertext {
-            bytes,
-            is_prekey_message,
+            bytes: sealed.bytes,
+            is_prekey_message: sealed.is_prekey_message,
             session_id: session.id(),
             version: session.version(),
+            entries_dropped: sealed.groups_dropped,
         })
     }
 
@@ -333,14 +373,15 @@ impl SessionRecord {
     pub fn decrypt<R: CryptoRng + ?Sized>(
         &mut self,
         local: &LocalDevice<'_>,
-        remote: &ProtocolAddress,
+        remote: &RemoteDevice<'_>,
         message: &SignalMessage,
-        skipped: &dyn Fn(&SessionId, &SkippedKeyPosition) -> SkippedKeyLookup,
+        entries: &dyn Fn(&SessionId, &EntryPosition) -> EntryLookup,
         trust: &dyn Trust,
         rng: &mut R,
     ) -> Result<Decrypted, DecryptError> {
-        let addresses = address_pair(remote, local.address);
-        let open = |session: &Session| session.open(message, addresses.as_ref(), skipped);
+        acceptable(message.version(), remote)?;
+        let addresses = address_pair(remote.address, local.address);
+        let open = |session: &Session| session.open(message, addresses.as_ref(), entries);
         let (candidate, opened) = self.find_session(message, open)?;
         let remote_identity = *self.candidate(&candidate).remote_identity();
         if !trust.is_trusted(&remote_identity, Direction::Receiving) {
@@ -358,16 +399,14 @@ impl SessionRecord {
     pub fn decrypt_prekey<R: CryptoRng + ?Sized>(
         &mut self,
         local: &LocalDevice<'_>,
-        remote: &ProtocolAddress,
+        remote: &RemoteDevice<'_>,
         message: &PreKeySignalMessage,
         prekeys: &dyn PreKeys,
-        skipped: &dyn Fn(&SessionId, &SkippedKeyPosition) -> SkippedKeyLookup,
+        entries: &dyn Fn(&SessionId, &EntryPosition) -> EntryLookup,
         trust: &dyn Trust,
         rng: &mut R,
     ) -> Result<Decrypted, DecryptError> {
-        if message.version() != Version::V3 {
-            return Err(DecryptError::UnsupportedVersion(message.version()));
-        }
+        acceptable(message.version(), remote)?;
         if !trust.is_trusted(message.identity_key(), Direction::Receiving) {
             return Err(DecryptError::UntrustedIdentity);
         }
@@ -381,14 +420,15 @@ impl SessionRecord {
         if session.remote_identity() != message.identity_key() {
             return Err(DecryptError::Invalid);
         }
-        let addresses = address_pair(remote, local.address);
+        let addresses = address_pair(remote.address, local.address);
         let opened = session
-            .open(message.message(), addresses.as_ref(), skipped)
+            .open(message.message(), addresses.as_ref(), entries)
             .map_err(|refusal| refusal.into_error(message.version()))?;
         let mut decrypted = self.commit(candidate, opened, rng)?;
         if established {
             decrypted.changes.established = true;
             decrypted.changes.prekey_used = message.prekey_id();
+            decrypted.changes.kyber_prekey_used = message.kyber_prekey_id();
             decrypted.changes.base_key_used =
                 Some((message.signed_prekey_id(), *message.base_key()));
         }
@@ -445,9 +485,9 @@ impl SessionRecord {
         let mut error = None;
         let mut hashes = MAX_HASHES_PER_MESSAGE;
         for (candidate, session) in without_chain {
-            // What a trial costs is the counter, which nobody has authenticated yet.
+            // What a trial costs is in the message, which nobody has authenticated yet.
             if session.version() == message.version() {
-                let Some(rest) = hashes.checked_sub(message.counter()) else {
+                let Some(rest) = hashes.checked_sub(session.trial_cost(message)) else {
                     // Not "tampered": there are sessions that were not asked.
                     error = Some(DecryptError::TooFarAhead);
                     break;
@@ -500,15 +540,15 @@ impl SessionRecord {
                 return Err(DecryptError::Invalid);
             }
         };
-        let (plaintext, skipped) = session
+        let (plaintext, entries) = session
             .commit(opened, rng)
             .map_err(|_| DecryptError::Invalid)?;
-        let SkippedChanges {
+        let EntryChanges {
             added,
             removed,
             evicted,
-            chains_dropped,
-        } = skipped;
+            dropped,
+        } = entries;
         let remote_identity = *session.remote_identity();
         let mut changes = Changes {
             session_id: session.id(),
@@ -517,11 +557,12 @@ impl SessionRecord {
             archived: None,
             promoted: None,
             sessions_dropped: Vec::new(),
-            skipped_added: added,
-            skipped_removed: removed,
-            skipped_evicted: evicted,
-            chains_dropped,
+            entries_removed: removed,
+            groups_dropped: dropped,
+            entries_added: added,
+            entries_evicted: evicted,
             prekey_used: None,
+            kyber_prekey_used: None,
             base_key_used: None,
         };
         let promoted = match (candidate, &mut self.archived) {
@@ -546,6 +587,15 @@ impl SessionRecord {
     }
 }
 
+/// Whether a message of this version is read at all, late ones of archived sessions included.
+fn acceptable(version: Version, remote: &RemoteDevice<'_>) -> Result<(), DecryptError> {
+    if version >= remote.minimum_version {
+        Ok(())
+    } else {
+        Err(DecryptError::UnsupportedVersion(version))
+    }
+}
+
 /// A session as responder, from the prekeys the message names.
 fn new_session(
     local: &LocalDevice<'_>,
@@ -563,6 +613,14 @@ fn new_session(
                 PreKeyKind::Signed,
                 signed_prekey_id,
             ))?;
+    let kyber_prekey = message
+        .kyber_prekey_id()
+        .map(|id| {
+            prekeys
+                .kyber_prekey(id)
+                .ok_or(DecryptError::UnknownPreKey(PreKeyKind::Kyber, id))
+        })
+        .transpose()?;
     let prekey = message
         .prekey_id()
         .map(|id| {
@@ -571,14 +629,13 @@ fn new_session(
                 .ok_or(DecryptError::UnknownPreKey(PreKeyKind::OneTime, id))
         })
         .transpose()?;
-    Session::respond(
-        local.identity,
-        local.registration_id,
+    let named = NamedPreKeys {
+        prekey,
         signed_prekey,
-        prekey.as_ref(),
-        message,
-    )
-    .map_err(|_| DecryptError::Invalid)
+        kyber_prekey,
+    };
+    Session::respond(local.identity, local.registration_id, named, message)
+        .map_err(|_| DecryptError::Invalid)
 }
 
 impl Refusal {
@@ -586,7 +643,7 @@ impl Refusal {
         match self {
             Self::Duplicate => DecryptError::Duplicate,
             Self::Invalid => DecryptError::Invalid,
-            Self::SkippedKeysNotLoaded => DecryptError::NotLoaded(NotLoaded::SkippedKeys),
+            Self::NotLoaded(part) => DecryptError::NotLoaded(part),
             Self::TooFarAhead => DecryptError::TooFarAhead,
             Self::Version => DecryptError::UnsupportedVersion(version),
         }

@@ -6,11 +6,17 @@ use rand_core::CryptoRng;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::entries::EntryGroup;
+use crate::agreement::{Agreements, LocalKeys, RemoteKeys};
 use crate::curve::{KeyError, KeyPair, PublicKey};
 use crate::identity::{IdentityKey, IdentityKeyPair};
+use crate::kyber::{KyberCiphertext, KyberKeyPair};
 use crate::limits::MAX_UNACKNOWLEDGED_SESSION_AGE;
+use crate::pqxdh;
 use crate::prekey::{PreKeyBundle, PreKeyId};
 use crate::ratchet::{ChainKey, RootKey};
+use crate::spqr::Spqr;
+use crate::spqr::chain::Side;
 use crate::wire::{Envelope, NewSignalMessage, PreKeySignalMessage, Version};
 use crate::x3dh;
 
@@ -85,18 +91,26 @@ pub(super) struct ReceivingChain {
 pub(super) struct PendingPreKey {
     pub(super) prekey_id: Option<PreKeyId>,
     pub(super) signed_prekey_id: PreKeyId,
+    /// In version 4.
+    pub(super) kyber: Option<PendingKyber>,
     /// When the session was made, in seconds since 1970.
     pub(super) created: u64,
 }
 
+/// The Kyber prekey and what was encapsulated to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PendingKyber {
+    pub(super) id: PreKeyId,
+    pub(super) ciphertext: KyberCiphertext,
+}
+
 /// One session with one device, as one side holds it.
 ///
-/// Secrets are boxed and erased on drop. Skipped message keys are kept apart
-/// ([`SkippedKey`](super::SkippedKey)); so will be the state of the post-quantum ratchet of version 4.
+/// Secrets are boxed and erased on drop. Keys of skipped messages and chunks are kept apart
+/// ([`Entry`](super::Entry)).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Session {
     pub(super) id: SessionId,
-    pub(super) version: Version,
     pub(super) local_identity: IdentityKey,
     pub(super) remote_identity: IdentityKey,
     pub(super) local_registration_id: u32,
@@ -108,12 +122,24 @@ pub struct Session {
     /// Oldest first.
     pub(super) receiving: Vec<ReceivingChain>,
     pub(super) pending: Option<PendingPreKey>,
+    /// The post-quantum ratchet: there in version 4, and only there.
+    pub(super) spqr: Option<Box<Spqr>>,
+    /// Counts the changes of [`braid_bytes`](Self::braid_bytes).
+    pub(super) braid_revision: u32,
+}
+
+/// An encrypted message of a session, and what making it changed beside the session.
+pub(super) struct Sealed {
+    pub(super) bytes: Vec<u8>,
+    pub(super) is_prekey_message: bool,
+    pub(super) groups_dropped: Vec<EntryGroup>,
 }
 
 impl Session {
-    /// Starts a session as initiator. The base key is drawn first, then the first ratchet key.
+    /// Starts a session as initiator. Drawn in this order: the base key, what is encapsulated to the Kyber
+    /// prekey, the first ratchet key.
     ///
-    /// The signature in the bundle must have been verified.
+    /// The signatures in the bundle must have been verified.
     pub(super) fn initiate<R: CryptoRng + ?Sized>(
         identity: &IdentityKeyPair,
         registration_id: u32,
@@ -122,27 +148,37 @@ impl Session {
         rng: &mut R,
     ) -> Result<Self, KeyError> {
         let base_key = KeyPair::generate(rng);
-        let handshake = x3dh::initiate(
+        let theirs = bundle.signed_prekey.public_key;
+        let agreements = Agreements::initiate(
             identity,
             &base_key,
-            &x3dh::RemoteKeys {
+            &RemoteKeys {
                 identity_key: &bundle.identity_key,
-                signed_prekey: &bundle.signed_prekey.public_key,
+                signed_prekey: &theirs,
                 prekey: bundle.prekey.as_ref().map(|(_, key)| key),
             },
         )?;
+        let encapsulated = bundle
+            .kyber_prekey
+            .as_ref()
+            .map(|prekey| (prekey.id, prekey.public_key.encapsulate(rng)));
+        let (kyber, shared_secret) = match encapsulated {
+            None => (None, None),
+            Some((id, (ciphertext, secret))) => {
+                (Some(PendingKyber { id, ciphertext }), Some(secret))
+            }
+        };
+        let handshake = Handshake::derive(agreements, shared_secret.as_ref(), Side::Initiator);
         let ratchet = KeyPair::generate(rng);
-        let theirs = bundle.signed_prekey.public_key;
         let (root_key, chain_key) = handshake.root_key.step(&ratchet, &theirs)?;
         let local_identity = identity.identity_key();
         Ok(Self {
             id: SessionId::new(
-                Version::V3,
+                handshake.version(),
                 base_key.public_key(),
                 &local_identity,
                 &bundle.identity_key,
             ),
-            version: Version::V3,
             local_identity,
             remote_identity: bundle.identity_key,
             local_registration_id: registration_id,
@@ -159,8 +195,11 @@ impl Session {
             pending: Some(PendingPreKey {
                 prekey_id: bundle.prekey.map(|(id, _)| id),
                 signed_prekey_id: bundle.signed_prekey.id,
+                kyber,
                 created: now,
             }),
+            spqr: handshake.spqr,
+            braid_revision: 0,
         })
     }
 
@@ -169,28 +208,36 @@ impl Session {
     pub(super) fn respond(
         identity: &IdentityKeyPair,
         registration_id: u32,
-        signed_prekey: KeyPair,
-        prekey: Option<&KeyPair>,
+        prekeys: NamedPreKeys,
         message: &PreKeySignalMessage,
     ) -> Result<Self, KeyError> {
-        let handshake = x3dh::respond(
-            &x3dh::LocalKeys {
+        let NamedPreKeys {
+            prekey,
+            signed_prekey,
+            kyber_prekey,
+        } = prekeys;
+        let agreements = Agreements::respond(
+            &LocalKeys {
                 identity,
                 signed_prekey: &signed_prekey,
-                prekey,
+                prekey: prekey.as_ref(),
             },
             message.identity_key(),
             message.base_key(),
         )?;
+        let shared_secret = kyber_prekey
+            .as_ref()
+            .zip(message.kyber.as_ref())
+            .map(|(pair, (_, ciphertext))| pair.decapsulate(ciphertext));
+        let handshake = Handshake::derive(agreements, shared_secret.as_ref(), Side::Responder);
         let local_identity = identity.identity_key();
         Ok(Self {
             id: SessionId::new(
-                message.version(),
+                handshake.version(),
                 message.base_key(),
                 &local_identity,
                 message.identity_key(),
             ),
-            version: message.version(),
             local_identity,
             remote_identity: *message.identity_key(),
             local_registration_id: registration_id,
@@ -204,6 +251,8 @@ impl Session {
             previous_counter: 0,
             receiving: Vec::new(),
             pending: None,
+            spqr: handshake.spqr,
+            braid_revision: 0,
         })
     }
 
@@ -216,7 +265,18 @@ impl Session {
     /// The protocol version.
     #[must_use]
     pub const fn version(&self) -> Version {
-        self.version
+        if self.spqr.is_some() {
+            Version::V4
+        } else {
+            Version::V3
+        }
+    }
+
+    /// Counts the changes of [`braid_bytes`](Self::braid_bytes): with the same number, of the same
+    /// session, they are the same bytes.
+    #[must_use]
+    pub const fn braid_revision(&self) -> u32 {
+        self.braid_revision
     }
 
     /// The peer's identity key.
@@ -240,44 +300,85 @@ impl Session {
         })
     }
 
-    /// Encrypts one message and moves the sending chain; `None` at the end of the 32-bit counter, which
+    /// Encrypts one message and moves the sending chain; `None` at the end of a 32-bit counter, which
     /// leaves the session as it was.
     ///
-    /// The second value says whether the message is a [`PreKeySignalMessage`].
-    pub(super) fn encrypt(&mut self, plaintext: &[u8]) -> Option<(Vec<u8>, bool)> {
+    /// `addresses` bind a message that starts a session of version 4 to sender and recipient.
+    pub(super) fn encrypt<R: CryptoRng + ?Sized>(
+        &mut self,
+        plaintext: &[u8],
+        addresses: Option<&[u8; 36]>,
+        rng: &mut R,
+    ) -> Option<Sealed> {
+        let version = self.version();
         let counter = self.sending.chain_key.index();
         let (seed, chain_key) = self.sending.chain_key.step()?;
-        let keys = seed.expand(None);
+        let sent = match &mut self.spqr {
+            None => None,
+            Some(spqr) => Some(spqr.send(rng)?),
+        };
+        let keys = seed.expand(sent.as_ref().map(|sent| sent.key.as_bytes()));
+        let bound = sent.is_some() && self.pending.is_some();
         let message = NewSignalMessage {
-            version: self.version,
+            version,
             ratchet_key: self.sending.ratchet.public_key(),
             counter,
             previous_counter: self.previous_counter,
             ciphertext: keys.encrypt(plaintext),
+            post_quantum: sent.as_ref().map_or(&[], |sent| &sent.message),
+            addresses: addresses.filter(|_| bound),
             keys: &keys,
             sender: &self.local_identity,
             receiver: &self.remote_identity,
         }
         .to_bytes();
         self.sending.chain_key = chain_key;
-        let Some(pending) = &self.pending else {
-            return Some((message, false));
-        };
-        let envelope = Envelope {
-            version: self.version,
-            registration_id: self.local_registration_id,
-            prekey_id: pending.prekey_id,
-            signed_prekey_id: pending.signed_prekey_id,
-            base_key: &self.base_key,
-            identity_key: &self.local_identity,
-        };
-        Some((envelope.around(&message), true))
+        let mut groups_dropped = Vec::new();
+        if let Some(sent) = sent {
+            if sent.moved {
+                self.braid_changed();
+            }
+            groups_dropped.extend(sent.forgotten.into_iter().map(EntryGroup::PostQuantumKeys));
+        }
+        let envelope = self.pending.as_ref().map(|pending| {
+            Envelope {
+                version,
+                registration_id: self.local_registration_id,
+                prekey_id: pending.prekey_id,
+                signed_prekey_id: pending.signed_prekey_id,
+                base_key: &self.base_key,
+                identity_key: &self.local_identity,
+                kyber: pending
+                    .kyber
+                    .as_ref()
+                    .map(|kyber| (kyber.id, &kyber.ciphertext)),
+            }
+            .around(&message)
+        });
+        Some(Sealed {
+            is_prekey_message: envelope.is_some(),
+            bytes: envelope.unwrap_or(message),
+            groups_dropped,
+        })
+    }
+
+    /// Counts a change of what [`braid_bytes`](Self::braid_bytes) gives.
+    pub(super) const fn braid_changed(&mut self) {
+        self.braid_revision = self.braid_revision.wrapping_add(1);
     }
 
     /// Puts the session away: it still opens messages, but no longer says how it began.
     pub(super) fn archive(mut self) -> Self {
-        self.pending = None;
+        self.acknowledge();
         self
+    }
+
+    /// Nothing of how the session began is needed any longer.
+    pub(super) fn acknowledge(&mut self) {
+        let kyber = self.pending.take().and_then(|pending| pending.kyber);
+        if kyber.is_some() {
+            self.braid_changed();
+        }
     }
 
     /// What may be shown of the session.
@@ -285,7 +386,7 @@ impl Session {
     pub fn info(&self) -> SessionInfo {
         SessionInfo {
             id: self.id,
-            version: self.version,
+            version: self.version(),
             remote_identity: self.remote_identity,
             remote_registration_id: self.remote_registration_id,
             acknowledged: self.is_acknowledged(),
@@ -303,6 +404,61 @@ impl Session {
                     skipped: chain.skipped,
                 })
                 .collect(),
+            braid: self.spqr.as_ref().map(|spqr| BraidInfo {
+                state: spqr.braid.name(),
+                epoch: spqr.braid.turn().epoch,
+            }),
+        }
+    }
+}
+
+/// The responder's prekeys that a message names.
+pub(super) struct NamedPreKeys {
+    pub(super) prekey: Option<KeyPair>,
+    pub(super) signed_prekey: KeyPair,
+    /// There for a message of version 4.
+    pub(super) kyber_prekey: Option<KyberKeyPair>,
+}
+
+/// What both sides have after the handshake.
+struct Handshake {
+    root_key: RootKey,
+    chain_key: ChainKey,
+    spqr: Option<Box<Spqr>>,
+}
+
+impl Handshake {
+    /// PQXDH with the shared secret of a KEM, X3DH without.
+    fn derive(
+        agreements: Agreements,
+        shared_secret: Option<&crate::secret::SecretBytes>,
+        side: Side,
+    ) -> Self {
+        match shared_secret {
+            None => {
+                let (root_key, chain_key) = x3dh::derive(&agreements);
+                Self {
+                    root_key,
+                    chain_key,
+                    spqr: None,
+                }
+            }
+            Some(shared_secret) => {
+                let keys = pqxdh::derive(agreements, shared_secret);
+                Self {
+                    root_key: keys.root_key,
+                    chain_key: keys.chain_key,
+                    spqr: Some(Box::new(Spqr::start(&keys.auth_key, side))),
+                }
+            }
+        }
+    }
+
+    const fn version(&self) -> Version {
+        if self.spqr.is_some() {
+            Version::V4
+        } else {
+            Version::V3
         }
     }
 }
@@ -311,7 +467,6 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             id,
-            version,
             local_identity: _,
             remote_identity: _,
             local_registration_id: _,
@@ -322,13 +477,16 @@ impl fmt::Debug for Session {
             previous_counter: _,
             receiving,
             pending,
+            spqr,
+            braid_revision: _,
         } = self;
         f.debug_struct("Session")
             .field("id", id)
-            .field("version", version)
+            .field("version", &self.version())
             .field("sent", &sending.chain_key.index())
             .field("receiving_chains", &receiving.len())
             .field("acknowledged", &pending.is_none())
+            .field("braid", &spqr.as_ref().map(|spqr| spqr.braid.name()))
             .finish_non_exhaustive()
     }
 }
@@ -350,6 +508,17 @@ pub struct SessionInfo {
     pub sending: ChainInfo,
     /// The receiving chains, oldest first.
     pub receiving: Vec<ChainInfo>,
+    /// The post-quantum ratchet; in version 4 only.
+    pub braid: Option<BraidInfo>,
+}
+
+/// What may be shown of the post-quantum ratchet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BraidInfo {
+    /// The state, as the specification names it, for example `KeysSampled`.
+    pub state: &'static str,
+    /// The epoch it works on, from 1: all earlier ones are complete.
+    pub epoch: u64,
 }
 
 /// What may be shown of a chain.

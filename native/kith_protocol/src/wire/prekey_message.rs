@@ -4,6 +4,7 @@ use super::signal_message::{put_bytes, put_number};
 use super::{MessageError, SignalMessage, Version};
 use crate::curve::PublicKey;
 use crate::identity::IdentityKey;
+use crate::kyber::KyberCiphertext;
 use crate::limits::MAX_MESSAGE_LEN;
 use crate::prekey::PreKeyId;
 
@@ -42,7 +43,7 @@ struct Fields {
 /// | 5 | uint32 | the initiator's registration id; 0 when missing |
 /// | 6 | uint32 | signed prekey id |
 /// | 7 | uint32 | Kyber prekey id; version 4 only |
-/// | 8 | bytes | Kyber ciphertext; version 4 only |
+/// | 8 | bytes | Kyber ciphertext, 1569 bytes; version 4 only |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PreKeySignalMessage {
     pub(crate) version: Version,
@@ -51,6 +52,7 @@ pub struct PreKeySignalMessage {
     pub(crate) signed_prekey_id: PreKeyId,
     pub(crate) base_key: PublicKey,
     pub(crate) identity_key: IdentityKey,
+    pub(crate) kyber: Option<(PreKeyId, KyberCiphertext)>,
     pub(crate) message: SignalMessage,
 }
 
@@ -74,17 +76,13 @@ impl PreKeySignalMessage {
         let identity_key = fields.identity_key.ok_or(MessageError::Malformed)?;
         let message = fields.message.ok_or(MessageError::Malformed)?;
         let signed_prekey_id = fields.signed_prekey_id.ok_or(MessageError::Malformed)?;
-        let kyber = (
-            fields.kyber_prekey_id.is_some(),
-            fields.kyber_ciphertext.is_some(),
-        );
-        let agreeing = match version {
-            Version::V3 => (false, false),
-            Version::V4 => (true, true),
+        let kyber = match (version, fields.kyber_prekey_id, fields.kyber_ciphertext) {
+            (Version::V3, None, None) => None,
+            (Version::V4, Some(id), Some(ciphertext)) => {
+                Some((id, KyberCiphertext::from_bytes(&ciphertext)?))
+            }
+            _ => return Err(MessageError::Malformed),
         };
-        if kyber != agreeing {
-            return Err(MessageError::Malformed);
-        }
         let message = SignalMessage::from_bytes(&message)?;
         if message.version() != version {
             return Err(MessageError::Malformed);
@@ -96,6 +94,7 @@ impl PreKeySignalMessage {
             signed_prekey_id,
             base_key: PublicKey::from_bytes(&base_key)?,
             identity_key: IdentityKey::from_bytes(&identity_key)?,
+            kyber,
             message,
         })
     }
@@ -122,6 +121,12 @@ impl PreKeySignalMessage {
     #[must_use]
     pub const fn signed_prekey_id(&self) -> PreKeyId {
         self.signed_prekey_id
+    }
+
+    /// The responder's Kyber prekey; in version 4 only.
+    #[must_use]
+    pub fn kyber_prekey_id(&self) -> Option<PreKeyId> {
+        self.kyber.as_ref().map(|(id, _)| *id)
     }
 
     /// The initiator's ephemeral key; all first messages of one session carry the same.
@@ -151,11 +156,13 @@ pub(crate) struct Envelope<'a> {
     pub(crate) signed_prekey_id: PreKeyId,
     pub(crate) base_key: &'a PublicKey,
     pub(crate) identity_key: &'a IdentityKey,
+    pub(crate) kyber: Option<(PreKeyId, &'a KyberCiphertext)>,
 }
 
 impl Envelope<'_> {
     pub(crate) fn around(&self, message: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(message.len() + 128);
+        let around = if self.kyber.is_some() { 1_720 } else { 128 };
+        let mut bytes = Vec::with_capacity(message.len() + around);
         bytes.push(self.version.byte());
         if let Some(id) = self.prekey_id {
             put_number(&mut bytes, 1, id);
@@ -165,6 +172,10 @@ impl Envelope<'_> {
         put_bytes(&mut bytes, 4, message);
         put_number(&mut bytes, 5, self.registration_id);
         put_number(&mut bytes, 6, self.signed_prekey_id);
+        if let Some((id, ciphertext)) = self.kyber {
+            put_number(&mut bytes, 7, id);
+            put_bytes(&mut bytes, 8, &ciphertext.to_bytes());
+        }
         bytes
     }
 }

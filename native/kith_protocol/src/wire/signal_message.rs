@@ -6,6 +6,7 @@ use crate::curve::PublicKey;
 use crate::identity::IdentityKey;
 use crate::limits::{MAX_MESSAGE_LEN, MESSAGE_MAC_LEN};
 use crate::ratchet::MessageKeys;
+use crate::spqr::message::{SpqrMessage, SpqrMessageError};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Fields {
@@ -40,6 +41,8 @@ pub struct SignalMessage {
     ratchet_key: PublicKey,
     counter: u32,
     ciphertext: Vec<u8>,
+    /// Empty when there is none.
+    post_quantum: Vec<u8>,
     addresses: Option<Vec<u8>>,
 }
 
@@ -50,6 +53,9 @@ pub(crate) struct NewSignalMessage<'a> {
     pub(crate) counter: u32,
     pub(crate) previous_counter: u32,
     pub(crate) ciphertext: Vec<u8>,
+    /// The message of the post-quantum ratchet; left out when empty.
+    pub(crate) post_quantum: &'a [u8],
+    pub(crate) addresses: Option<&'a [u8; 36]>,
     pub(crate) keys: &'a MessageKeys,
     pub(crate) sender: &'a IdentityKey,
     pub(crate) receiver: &'a IdentityKey,
@@ -58,12 +64,19 @@ pub(crate) struct NewSignalMessage<'a> {
 impl NewSignalMessage<'_> {
     /// Encodes the fields and appends the MAC.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.ciphertext.len() + 64);
+        let mut bytes =
+            Vec::with_capacity(self.ciphertext.len() + self.post_quantum.len() + 64 + 40);
         bytes.push(self.version.byte());
         put_bytes(&mut bytes, 1, &self.ratchet_key.to_bytes());
         put_number(&mut bytes, 2, self.counter);
         put_number(&mut bytes, 3, self.previous_counter);
         put_bytes(&mut bytes, 4, &self.ciphertext);
+        if !self.post_quantum.is_empty() {
+            put_bytes(&mut bytes, 5, self.post_quantum);
+        }
+        if let Some(addresses) = self.addresses {
+            put_bytes(&mut bytes, 6, addresses);
+        }
         let mac = self.keys.mac(self.sender, self.receiver, &bytes);
         bytes.extend_from_slice(&mac);
         bytes
@@ -107,6 +120,7 @@ impl SignalMessage {
             ratchet_key: PublicKey::from_bytes(&ratchet_key)?,
             counter: fields.counter.ok_or(MessageError::Malformed)?,
             ciphertext: fields.ciphertext.ok_or(MessageError::Malformed)?,
+            post_quantum: fields.pq_ratchet.unwrap_or_default(),
             addresses: fields.addresses,
         })
     }
@@ -133,6 +147,19 @@ impl SignalMessage {
     #[must_use]
     pub const fn counter(&self) -> u32 {
         self.counter
+    }
+
+    /// Where the key of the post-quantum ratchet comes from: the epoch of its chain, and the index in it.
+    ///
+    /// Nothing in version 3, in a message that mixes no key, and in one whose part of that ratchet cannot be
+    /// read.
+    #[must_use]
+    pub fn post_quantum_position(&self) -> Option<(u64, u32)> {
+        self.post_quantum().ok()?.position()
+    }
+
+    pub(crate) fn post_quantum(&self) -> Result<SpqrMessage, SpqrMessageError> {
+        SpqrMessage::from_bytes(&self.post_quantum)
     }
 
     pub(crate) fn ciphertext(&self) -> &[u8] {

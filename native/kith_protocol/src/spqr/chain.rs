@@ -1,0 +1,388 @@
+//! The key chain: for every epoch and direction a symmetric chain, one key per message.
+
+use hmac::Mac;
+use hmac::digest::FixedOutput;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::limits::{MAX_FORWARD_JUMP, MAX_SKIPPED_KEYS_PER_CHAIN};
+use crate::primitives::{HmacSha256, hkdf, hmac};
+use crate::secret::SecretBytes;
+
+/// HKDF info of the first root and chains. The two spaces are the protocol's.
+const START_LABEL: &[u8] = b"Signal PQ Ratchet V1 Chain  Start";
+/// HKDF info of the root and chains of a further epoch.
+const ADD_EPOCH_LABEL: &[u8] = b"Signal PQ Ratchet V1 Chain Add Epoch";
+/// HKDF info of a step, behind the counter.
+const NEXT_LABEL: &[u8] = b"Signal PQ Ratchet V1 Chain Next";
+
+/// Which of the two devices this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// It started the session, and sends on the A→B chains.
+    Initiator,
+    /// It was written to, and sends on the B→A chains.
+    Responder,
+}
+
+/// Why there is no key.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum ChainError {
+    /// The key was given before.
+    #[error("the key was used already")]
+    AlreadyUsed,
+    /// The counter of the chain has no next value.
+    #[error("the chain is exhausted")]
+    Exhausted,
+    /// Epochs are added one by one.
+    #[error("the epoch is not the next one")]
+    NotNext,
+    /// More than [`MAX_FORWARD_JUMP`] ahead.
+    #[error("the key is too far ahead")]
+    TooFarAhead,
+    /// More than [`MAX_SKIPPED_KEYS_PER_CHAIN`] behind.
+    #[error("the key is too old")]
+    TooOld,
+    /// An epoch that was never added, or is forgotten, or sending is past.
+    #[error("the epoch is unknown")]
+    UnknownEpoch,
+}
+
+/// One direction of one epoch: the chain key, and the index of the last key it gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Half {
+    pub(crate) key: SecretBytes,
+    pub(crate) index: u32,
+}
+
+/// The half an epoch is sent with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SendingHalf {
+    Open(Half),
+    /// A later epoch was sent in: the key is gone, the index of its last message is not.
+    Closed {
+        index: u32,
+    },
+}
+
+/// The two chains of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Epoch {
+    pub(crate) sending: SendingHalf,
+    pub(crate) receiving: Half,
+    /// How many keys of `receiving` were passed over and are kept beside the session.
+    pub(crate) kept: u32,
+}
+
+/// The key chain: a root, and the chains of the epochs still in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeyChain {
+    pub(crate) side: Side,
+    pub(crate) root: SecretBytes,
+    /// The last epoch that was sent in.
+    pub(crate) send_epoch: u64,
+    /// The number of the last one of `epochs`.
+    pub(crate) current_epoch: u64,
+    /// Oldest first, without gaps.
+    pub(crate) epochs: Vec<Epoch>,
+}
+
+/// A key to send with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) index: u32,
+    pub(crate) key: SecretBytes,
+    /// The epochs this made the chain forget, of those that had keys kept.
+    pub(crate) forgotten: Vec<u64>,
+}
+
+/// Where the key of a received message is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// Passed over earlier: if it is not kept beside the session, it was used.
+    Kept { epoch: u64, index: u32 },
+    /// Ahead in the chain.
+    Forward {
+        epoch: u64,
+        key: SecretBytes,
+        /// The chain behind that key.
+        after: Half,
+        /// The keys passed over, ascending; only those not too old to be asked for.
+        skipped: Vec<(u32, SecretBytes)>,
+    },
+}
+
+/// What is to change beside the session.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Committed {
+    /// Epoch, index and key of each key to keep.
+    pub(crate) added: Vec<(u64, u32, SecretBytes)>,
+    /// Epoch and index of a kept key that is used up.
+    pub(crate) removed: Option<(u64, u32)>,
+    /// Epoch, and how many of its kept keys go, those with the lowest indices.
+    pub(crate) evicted: Option<(u64, u32)>,
+}
+
+impl KeyChain {
+    /// `HKDF(0³², key of the handshake, "Signal PQ Ratchet V1 Chain  Start", 96)` → root and epoch 0.
+    pub(crate) fn start(auth_key: &[u8; 32], side: Side) -> Self {
+        let (root, epoch) = derive(None, auth_key, START_LABEL, side);
+        Self {
+            side,
+            root,
+            send_epoch: 0,
+            current_epoch: 0,
+            epochs: vec![epoch],
+        }
+    }
+
+    /// `HKDF(root, epoch secret, "Signal PQ Ratchet V1 Chain Add Epoch", 96)` → root and the next epoch.
+    pub(crate) fn add_epoch(&mut self, epoch: u64, secret: &SecretBytes) -> Result<(), ChainError> {
+        if self.current_epoch.checked_add(1) != Some(epoch) {
+            return Err(ChainError::NotNext);
+        }
+        let (root, chains) = derive(
+            Some(self.root.as_bytes()),
+            secret.as_bytes(),
+            ADD_EPOCH_LABEL,
+            self.side,
+        );
+        self.root = root;
+        self.current_epoch = epoch;
+        self.epochs.push(chains);
+        Ok(())
+    }
+
+    /// The next key to send with in an epoch, which is not lower than the last one sent in.
+    ///
+    /// When it is higher, the epochs more than one below it are forgotten, and nothing can be sent in
+    /// the lower ones any more.
+    pub(crate) fn send(&mut self, epoch: u64) -> Result<Sent, ChainError> {
+        if epoch < self.send_epoch {
+            return Err(ChainError::UnknownEpoch);
+        }
+        let at = self.position(epoch)?;
+        let SendingHalf::Open(sending) = &mut self.epochs[at].sending else {
+            return Err(ChainError::UnknownEpoch);
+        };
+        let (key, after) = Walk::new().step(sending).ok_or(ChainError::Exhausted)?;
+        let index = after.index;
+        *sending = after;
+
+        let mut forgotten = Vec::new();
+        if epoch > self.send_epoch {
+            self.send_epoch = epoch;
+            let oldest = self.oldest();
+            let dropped = self.epochs.drain(..at.saturating_sub(1));
+            for (number, dropped) in (oldest..).zip(dropped) {
+                if dropped.kept > 0 {
+                    forgotten.push(number);
+                }
+            }
+            // What is left below it is one epoch at most.
+            for lower in &mut self.epochs[..at.min(1)] {
+                if let SendingHalf::Open(Half { index, .. }) = lower.sending {
+                    lower.sending = SendingHalf::Closed { index };
+                }
+            }
+        }
+        Ok(Sent {
+            index,
+            key,
+            forgotten,
+        })
+    }
+
+    /// Whether [`receive`](Self::receive) would find the key or say [`Received::Kept`]; takes no hashing.
+    pub(crate) fn check(&self, epoch: u64, index: u32) -> Result<(), ChainError> {
+        let epoch = &self.epochs[self.position(epoch)?];
+        let counter = epoch.receiving.index;
+        if index == 0 || index == counter {
+            return Err(ChainError::AlreadyUsed);
+        }
+        if index > counter {
+            return if index - counter > MAX_FORWARD_JUMP {
+                Err(ChainError::TooFarAhead)
+            } else {
+                Ok(())
+            };
+        }
+        if counter - index > MAX_SKIPPED_KEYS_PER_CHAIN {
+            Err(ChainError::TooOld)
+        } else if epoch.kept == 0 {
+            Err(ChainError::AlreadyUsed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether it is a chain [`send`](Self::send) and [`add_epoch`](Self::add_epoch) can have made.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let at = self.position(self.send_epoch);
+        let open = |epoch: &Epoch| matches!(epoch.sending, SendingHalf::Open(_));
+        self.current_epoch.checked_add(1).is_some()
+            && u64::try_from(self.epochs.len()).is_ok_and(|count| count <= self.current_epoch + 1)
+            && at.is_ok_and(|at| at <= 1 && self.epochs.iter().skip(at).all(open))
+    }
+
+    /// How many steps ahead of its chain a key is, 0 if it is not ahead.
+    pub(crate) fn jump(&self, epoch: u64, index: u32) -> u32 {
+        self.position(epoch).map_or(0, |at| {
+            index.saturating_sub(self.epochs[at].receiving.index)
+        })
+    }
+
+    /// The key of a received message. Nothing changes until [`commit`](Self::commit).
+    pub(crate) fn receive(&self, epoch: u64, index: u32) -> Result<Received, ChainError> {
+        self.check(epoch, index)?;
+        let half = &self.epochs[self.position(epoch)?].receiving;
+        if index < half.index {
+            return Ok(Received::Kept { epoch, index });
+        }
+        let walk = Walk::new();
+        let first_kept = index.saturating_sub(MAX_SKIPPED_KEYS_PER_CHAIN);
+        let mut half = half.clone();
+        while half.index + 1 < first_kept {
+            half = walk.pass_over(&half).ok_or(ChainError::Exhausted)?;
+        }
+        let mut skipped = Vec::new();
+        loop {
+            let (key, after) = walk.step(&half).ok_or(ChainError::Exhausted)?;
+            if after.index == index {
+                return Ok(Received::Forward {
+                    epoch,
+                    key,
+                    after,
+                    skipped,
+                });
+            }
+            skipped.push((after.index, key));
+            half = after;
+        }
+    }
+
+    /// Takes over what [`receive`](Self::receive) found, once the message proved authentic.
+    pub(crate) fn commit(&mut self, received: Received) -> Committed {
+        let mut committed = Committed::default();
+        match received {
+            Received::Kept { epoch, index } => {
+                if let Ok(at) = self.position(epoch) {
+                    let kept = &mut self.epochs[at].kept;
+                    *kept = kept.saturating_sub(1);
+                    committed.removed = Some((epoch, index));
+                }
+            }
+            Received::Forward {
+                epoch,
+                key: _,
+                after,
+                skipped,
+            } => {
+                if let Ok(at) = self.position(epoch) {
+                    let chains = &mut self.epochs[at];
+                    chains.receiving = after;
+                    for (index, key) in skipped {
+                        chains.kept += 1;
+                        committed.added.push((epoch, index, key));
+                    }
+                    let evicted = chains.kept.saturating_sub(MAX_SKIPPED_KEYS_PER_CHAIN);
+                    if evicted > 0 {
+                        chains.kept -= evicted;
+                        committed.evicted = Some((epoch, evicted));
+                    }
+                }
+            }
+        }
+        committed
+    }
+
+    /// The number of the first one of `epochs`.
+    pub(crate) fn oldest(&self) -> u64 {
+        (self.current_epoch + 1).saturating_sub(self.epochs.len() as u64)
+    }
+
+    fn position(&self, epoch: u64) -> Result<usize, ChainError> {
+        epoch
+            .checked_sub(self.oldest())
+            .and_then(|at| usize::try_from(at).ok())
+            .filter(|&at| at < self.epochs.len())
+            .ok_or(ChainError::UnknownEpoch)
+    }
+}
+
+/// `HKDF(salt, input, label, 96)` → root ‖ A→B chain ‖ B→A chain.
+fn derive(
+    salt: Option<&[u8; 32]>,
+    input: &[u8; 32],
+    label: &[u8],
+    side: Side,
+) -> (SecretBytes, Epoch) {
+    let mut output = Zeroizing::new([0; 96]);
+    hkdf(salt, input, label, &mut output);
+    let part = |at: usize| SecretBytes::filled_by(|key| key.copy_from_slice(&output[at..at + 32]));
+    let half = |at: usize| Half {
+        key: part(at),
+        index: 0,
+    };
+    let (sending, receiving) = match side {
+        Side::Initiator => (half(32), half(64)),
+        Side::Responder => (half(64), half(32)),
+    };
+    let epoch = Epoch {
+        sending: SendingHalf::Open(sending),
+        receiving,
+        kept: 0,
+    };
+    (part(0), epoch)
+}
+
+/// Steps along a chain: `HKDF(0³², chain key, BE32(index) ‖ "Signal PQ Ratchet V1 Chain Next", 64)` → next
+/// chain key ‖ key.
+struct Walk {
+    /// HMAC keyed with the salt, the same in every step.
+    salted: HmacSha256,
+}
+
+impl Walk {
+    fn new() -> Self {
+        Self {
+            salted: hmac(&[0; 32]),
+        }
+    }
+
+    /// The next key and the chain behind it; `None` at the end of the 32-bit counter.
+    fn step(&self, half: &Half) -> Option<(SecretBytes, Half)> {
+        let (expand, after) = self.first_block(half)?;
+        let mut second = expand;
+        second.update(after.key.as_bytes());
+        second.update(&after.index.to_be_bytes());
+        second.update(NEXT_LABEL);
+        second.update(&[2]);
+        Some((finish(second), after))
+    }
+
+    /// The chain one key further, when that key is not wanted.
+    fn pass_over(&self, half: &Half) -> Option<Half> {
+        Some(self.first_block(half)?.1)
+    }
+
+    fn first_block(&self, half: &Half) -> Option<(HmacSha256, Half)> {
+        let index = half.index.checked_add(1)?;
+        let mut extract = self.salted.clone();
+        extract.update(half.key.as_bytes());
+        let expand = hmac(finish(extract).as_bytes());
+        let mut first = expand.clone();
+        first.update(&index.to_be_bytes());
+        first.update(NEXT_LABEL);
+        first.update(&[1]);
+        let after = Half {
+            key: finish(first),
+            index,
+        };
+        Some((expand, after))
+    }
+}
+
+fn finish(mac: HmacSha256) -> SecretBytes {
+    SecretBytes::filled_by(|bytes| mac.finalize_into(bytes.into()))
+}

@@ -1,0 +1,157 @@
+//! A whole run of two parties, recorded, step by step.
+
+use std::convert::Infallible;
+
+use rand_core::{TryCryptoRng, TryRng};
+use serde_json::Value;
+
+use super::decoder::PageLookup;
+use super::message::SpqrMessage;
+use super::{Received, Side, Spqr};
+use crate::secret::SecretBytes;
+use crate::session::{EntryGroup, EntryPosition};
+use std::collections::BTreeMap;
+
+/// Gives exactly these bytes.
+struct Script(Vec<u8>);
+
+impl TryRng for Script {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        panic!("numbers are not drawn")
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        panic!("numbers are not drawn")
+    }
+
+    fn try_fill_bytes(&mut self, destination: &mut [u8]) -> Result<(), Infallible> {
+        assert!(
+            self.0.len() >= destination.len(),
+            "more is drawn than recorded"
+        );
+        let rest = self.0.split_off(destination.len());
+        destination.copy_from_slice(&self.0);
+        self.0 = rest;
+        Ok(())
+    }
+}
+
+impl TryCryptoRng for Script {}
+
+struct Party {
+    spqr: Spqr,
+    keys: BTreeMap<EntryPosition, SecretBytes>,
+    pages: BTreeMap<(u64, u32), super::Page>,
+}
+
+impl Party {
+    fn new(auth_key: &SecretBytes, side: Side) -> Self {
+        Self {
+            spqr: Spqr::start(auth_key, side),
+            keys: BTreeMap::new(),
+            pages: BTreeMap::new(),
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8]) -> Option<SecretBytes> {
+        let message = SpqrMessage::from_bytes(bytes).unwrap();
+        self.spqr.check(&message).unwrap();
+        let received = self.spqr.receive_key(&message).unwrap();
+        let key = match &received {
+            None => None,
+            Some(Received::Forward { key, .. }) => Some(key.clone()),
+            Some(Received::Kept { epoch, index }) => {
+                Some(self.keys[&(EntryGroup::PostQuantumKeys(*epoch), *index)].clone())
+            }
+        };
+        let pages = |number| match self.pages.get(&(message.epoch, number)) {
+            Some(page) => PageLookup::Found(*page),
+            None => PageLookup::Absent,
+        };
+        let receipt = self.spqr.receive(&message, received, &pages).unwrap();
+        let commit = self.spqr.commit(receipt);
+        if let Some((epoch, index)) = commit.keys.removed {
+            assert!(
+                self.keys
+                    .remove(&(EntryGroup::PostQuantumKeys(epoch), index))
+                    .is_some()
+            );
+        }
+        if let Some(epoch) = commit.pages_forgotten {
+            self.pages.retain(|(of, _), _| *of != epoch);
+        }
+        for (epoch, index, key) in commit.keys.added {
+            self.keys
+                .insert((EntryGroup::PostQuantumKeys(epoch), index), key);
+        }
+        if let Some((epoch, number, page)) = commit.page {
+            assert!(self.pages.insert((epoch, number), page).is_none());
+        }
+        assert!(self.spqr.is_consistent());
+        key
+    }
+}
+
+fn hex(value: &Value) -> Vec<u8> {
+    hex::decode(value.as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn a_recorded_run_is_reproduced_byte_for_byte() {
+    let text = include_str!("../../tests/vectors/derived.json");
+    let vectors: Value = serde_json::from_str(text).unwrap();
+    let run = &vectors["spqr_run"];
+    let auth_key: [u8; 32] = hex(&run["auth_key"]).try_into().unwrap();
+    let auth_key = SecretBytes::copy_of(&auth_key);
+    let mut a = Party::new(&auth_key, Side::Initiator);
+    let mut b = Party::new(&auth_key, Side::Responder);
+    let mut sent: Vec<(Vec<u8>, SecretBytes)> = Vec::new();
+    let mut states = std::collections::BTreeSet::new();
+    let steps = run["steps"].as_array().unwrap();
+    for (number, step) in steps.iter().enumerate() {
+        let party = match step["by"].as_str().unwrap() {
+            "A" => &mut a,
+            _ => &mut b,
+        };
+        match step["op"].as_str().unwrap() {
+            "send" => {
+                let randomness = step.get("randomness").map_or_else(Vec::new, hex);
+                let mut script = Script(randomness);
+                let out = party.spqr.send(&mut script).unwrap();
+                assert!(
+                    script.0.is_empty(),
+                    "step {number} draws less than recorded"
+                );
+                assert_eq!(
+                    out.message,
+                    hex(&step["message"]),
+                    "message of step {number}"
+                );
+                assert_eq!(
+                    out.key.as_bytes().as_slice(),
+                    hex(&step["key"]),
+                    "key of step {number}"
+                );
+                sent.push((out.message, out.key));
+            }
+            "recv" => {
+                let of = usize::try_from(step["of"].as_u64().unwrap()).unwrap();
+                let (message, key) = sent[of].clone();
+                assert_eq!(party.receive(&message), Some(key), "key of step {number}");
+                let state = step["state"].as_str().unwrap();
+                states.insert(state);
+                assert_eq!(party.spqr.braid.name(), state, "state of step {number}");
+                assert_eq!(
+                    party.spqr.braid.turn().epoch,
+                    step["epoch"].as_u64().unwrap(),
+                    "epoch of step {number}"
+                );
+            }
+            other => panic!("unknown step {other}"),
+        }
+    }
+    assert!(steps.len() > 600);
+    assert!(states.len() >= 9, "{states:?}");
+}
