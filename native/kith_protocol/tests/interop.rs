@@ -13,7 +13,7 @@ mod support;
 use kith_protocol::limits::MAX_UNACKNOWLEDGED_SESSION_AGE;
 use kith_protocol::{
     EncryptError, Fingerprint, IdentityKey, InitiateError, OfficialRecord, PrivateKey,
-    ProtocolAddress, SkippedKeyFormat,
+    ProtocolAddress, SkippedKeyFormat, Version,
 };
 use serde_json::Value;
 use support::SeededRng;
@@ -56,7 +56,7 @@ impl Pair {
             PeerAddress::new(our_name, 1),
             PeerAddress::new(their_name, 1),
         );
-        let mut ours = Device::new(our_name, SeededRng::of_test(seed).fork());
+        let mut ours = Device::new(our_name, Version::V3, SeededRng::of_test(seed).fork());
         ours.loading = Loading::Mixed;
         Self {
             theirs: peer.create_identity(&at_theirs),
@@ -140,7 +140,7 @@ fn run(
         .enumerate()
         .map(|(index, is_ours)| -> Box<dyn Party> {
             if *is_ours {
-                Box::new(OurParty::new(index, Loading::Mixed, 70, rng.fork()))
+                Box::new(OurParty::new(index, Version::V3, Loading::Mixed, 70, rng.fork()))
             } else {
                 let options = *rng.pick(&[
                     BundleOptions::X3DH,
@@ -365,7 +365,7 @@ fn a_session_is_replaced_while_messages_of_the_old_one_are_under_way() {
             assert_eq!(again.unwrap_err().kind, "duplicate_message");
         }
         pair.talk(3);
-        assert_eq!(pair.ours.peer(&pair.them).skipped.len(), 0);
+        assert_eq!(pair.ours.peer(&pair.them).entries.len(), 0);
     }
 }
 
@@ -444,7 +444,7 @@ fn when_our_identity_changes_they_refuse_until_it_is_accepted() {
     pair.we_start(BundleOptions::X3DH);
     pair.talk(2);
 
-    pair.ours = Device::new(OURS, SeededRng::new(690));
+    pair.ours = Device::new(OURS, Version::V3, SeededRng::new(690));
     let bundle = to_peer(&pair.at_ours, &pair.ours.publish());
     let refused = pair
         .theirs
@@ -502,7 +502,7 @@ fn safety_numbers_are_the_official_ones() {
         assert_eq!(mine.scannable(), as_seen_here.scannable);
 
         // Another key gives another number on both sides.
-        let stranger = Device::new("stranger", rng.fork()).identity_key();
+        let stranger = Device::new("stranger", Version::V3, rng.fork()).identity_key();
         let other = Fingerprint::new(2, 5_200, (&our_id, &stranger), (&their_id, &theirs)).unwrap();
         assert_ne!(other.display(), official.digits);
         assert_eq!(other.matches(&official.scannable), Ok(false));
@@ -521,7 +521,7 @@ fn signatures_made_here_verify_there_and_the_other_way_round() {
     let theirs = IdentityKey::from_bytes(&pair.theirs.identity_key).unwrap();
     for length in [0, 1, 32, 33, 64, 200, 1_569] {
         let message = rng.bytes(length);
-        let device = Device::new("signer", rng.fork());
+        let device = Device::new("signer", Version::V3, rng.fork());
         let key = device.identity_key();
         let mut mine = device.identity.sign(&message, &mut rng).to_vec();
         assert_eq!(pair.peer.verify(&key.to_bytes(), &message, &mine), Ok(true));
@@ -594,7 +594,7 @@ fn still_open(late: &[Sent]) -> &[Sent] {
 fn our_record_goes_on_in_the_official_client() {
     let (mut pair, _, to_us) = entangled(73);
     let rows = pair.ours.peer(&pair.them);
-    assert_eq!((rows.skipped.len(), rows.archived.len()), (18, 1));
+    assert_eq!((rows.entries.len(), rows.archived.len()), (18, 1));
     let record = pair.ours.export(&pair.them);
 
     // A second official device takes over our identity and our record.
@@ -681,7 +681,7 @@ fn their_record_goes_on_here() {
     let record = pair.theirs.export_session(&pair.at_ours).unwrap();
     let imported = OfficialRecord::from_bytes(&record).unwrap();
     assert_eq!(imported.sessions.archived().len(), 1);
-    assert!(imported.skipped.len() >= 9);
+    assert!(imported.entries.len() >= 9);
     assert_eq!(
         imported.to_bytes(SkippedKeyFormat::Expanded).as_slice(),
         record,
@@ -689,7 +689,7 @@ fn their_record_goes_on_here() {
     );
 
     // A second device of ours takes over their identity, their prekeys and their record.
-    let mut heir = Device::new(THEIRS, SeededRng::new(750));
+    let mut heir = Device::new(THEIRS, Version::V3, SeededRng::new(750));
     heir.loading = Loading::Mixed;
     let private = private_of(&pair.theirs.identity_key_pair);
     heir.store.identity = private;

@@ -671,9 +671,9 @@ fn a_changed_prekey_message_opens_exactly_when_only_unauthenticated_outer_fields
             assert_eq!(opening.contains("and 0809"), case.known);
             let with_kyber = original.kyber_prekey_id.is_some();
             assert_eq!(opening.contains("and 3809"), case.known && with_kyber);
-            let last = format!("byte {}", ciphertext.end.saturating_sub(1));
+            let inside = format!("byte {} ", ciphertext.start + 1_000);
             assert_eq!(
-                opening.iter().any(|change| change.starts_with(&last)),
+                opening.iter().any(|change| change.starts_with(&inside)),
                 case.known && with_kyber,
                 "the content of the Kyber ciphertext"
             );
@@ -1021,14 +1021,14 @@ fn a_kyber_public_key_has_one_form() {
     // Two coefficients of 12 bits in three bytes: each may be at most 3 328, and 3 329 would be another form of 0.
     for at in [0, 3, 300, 1_533] {
         for (low, high, fits) in [
-            (3_328, 0, true),
+            (3_328_u32, 0, true),
             (0, 3_328, true),
             (3_329, 0, false),
             (0, 3_329, false),
             (4_095, 4_095, false),
         ] {
             let mut other = bytes.clone();
-            let packed = (low | high << 12_u32).to_le_bytes();
+            let packed = (low | high << 12).to_le_bytes();
             other[1 + at..4 + at].copy_from_slice(&packed[..3]);
             assert_eq!(KyberPublicKey::from_bytes(&other).is_ok(), fits, "{at}");
         }
@@ -1471,7 +1471,12 @@ fn the_last_counter_is_never_used_and_a_sender_at_the_end_says_so() {
             assert_eq!(forged.body[36..42], [0x10, 0xfd, 0xff, 0xff, 0xff, 0x0f]);
             forged.body[37] = 0xff;
             let before = bob.stored();
-            assert_eq!(open(&mut bob, &alice, &forged), Err(Reason::OutOfSync));
+            let refusal = match version {
+                Version::V3 => Reason::OutOfSync,
+                // Its place in the post-quantum chain was used.
+                Version::V4 => Reason::Tampered,
+            };
+            assert_eq!(open(&mut bob, &alice, &forged), Err(refusal));
             assert_eq!(bob.stored(), before);
         }
         // The answer of the other side starts a new chain, and the conversation goes on.
@@ -1686,13 +1691,13 @@ fn what_is_not_loaded_is_asked_for_only_when_it_is_needed() {
         // Of the archived session, and skipped there.
         open(&mut bob, &alice, &late[1]).unwrap();
         assert_eq!(asked(&bob), (2, 2));
-        assert_eq!(bob.asked_for_chunks > 0, version == Version::V4);
+        assert_eq!(bob.asked_for_chunks, 0);
     }
 }
 
-/// The chunks received before are asked for exactly where a message adds one to them.
+/// The chunks received before are asked for only where a message completes a part: four times in an epoch at most.
 #[test]
-fn chunks_are_asked_for_only_by_messages_that_carry_one_the_braid_waits_for() {
+fn chunks_are_asked_for_only_by_the_message_that_completes_a_part() {
     let (mut alice, mut bob) = started(Version::V4, 42);
     alice.loading = Loading::Parts;
     bob.loading = Loading::Parts;
@@ -1740,7 +1745,8 @@ fn chunks_are_asked_for_only_by_messages_that_carry_one_the_braid_waits_for() {
         }
     }
     println!("{with} messages needed the chunks before them, {without} did not");
-    assert!(with > 50 && without > 20);
+    // Two epochs, and perhaps the header of the third. The three chunks of a header may still be at hand.
+    assert!((6..=9).contains(&with) && without > 100, "{with}, {without}");
 }
 
 // ---- the quantum computer -------------------------------------------------------------------------------------------
@@ -1882,10 +1888,11 @@ fn one_post_quantum_epoch_shuts_out_an_eavesdropper_who_breaks_every_diffie_hell
 #[test]
 fn without_the_epoch_that_eavesdropper_reads_everything() {
     let (mut alice, mut bob) = acquainted(Version::V4, 51);
-    let mut record = Record::of(&alice.export(&bob.address), SkippedKeyFormat::Seeds);
+    // Bob answers no key of Alice's.
+    let mut record = Record::of(&bob.export(&alice.address), SkippedKeyFormat::Seeds);
     let deaf = record.session().post_quantum().unwrap().deaf();
     record.session().set_post_quantum(&deaf);
-    alice.import(&bob.address, &record.official());
+    bob.import(&alice.address, &record.official());
     let mut eavesdropper = Eavesdropper::new(&bob, &alice);
     for _ in 0..100 {
         assert_eq!(

@@ -151,9 +151,14 @@ fn the_official_handshakes_open_and_are_answered() {
                         inner.ratchet_key().to_bytes().as_slice(),
                         field(expected, "ratchet_key")
                     );
+                    let inside = protobuf::Outer::parse(&field(value, "body"))
+                        .unwrap()
+                        .message;
+                    let mut fields = protobuf::fields(&inside[1..inside.len() - 8]).unwrap();
                     assert_eq!(
-                        inner.addresses().map(<[u8]>::to_vec),
-                        optional_field(expected, "addresses"),
+                        fields.remove(&6),
+                        optional_field(expected, "addresses")
+                            .map(|bytes| vec![protobuf::Value::Bytes(bytes)]),
                         "{title}"
                     );
                 }
@@ -392,7 +397,8 @@ const VERDICTS: [(&str, Result<(), Reason>); 18] = [
     ),
     ("whisper version byte 0x22", Err(Reason::UnsupportedVersion)),
     ("whisper version byte 0x54", Err(Reason::UnsupportedVersion)),
-    ("whisper version byte 0x34", Err(Reason::UnsupportedVersion)),
+    // Version 3 has no field 5.
+    ("whisper version byte 0x34", Err(Reason::Malformed)),
     (
         "prekey message without kyber fields",
         Err(Reason::Malformed),
@@ -511,7 +517,7 @@ fn a_first_message_without_the_ratchet_key_mixed_in_is_followed_by_ones_with_it(
 }
 
 /// How a record of version 4 without a post-quantum ratchet is refused.
-const WITHOUT_RATCHET: RecordError = RecordError::UnsupportedVersion(4);
+const WITHOUT_RATCHET: RecordError = RecordError::WithoutPostQuantumRatchet;
 
 /// Version 4 as 0.60.2 spoke it has no post-quantum ratchet. It is not spoken here: no message of it opens, and no record
 /// of it is taken over.
@@ -586,7 +592,7 @@ fn version_4_without_the_post_quantum_ratchet_is_refused() {
             refuse(&mut receiver, &address(&state["sender"]), case, reason);
         }
     }
-    assert_eq!((messages, records), (2 * (4 + 9 + 7), 2 * (2 + 8 + 20)));
+    assert_eq!((messages, records), (2 * (4 + 9 + 7), 2 * (2 + 8 + 19)));
 }
 
 /// Every session record in the vectors of the current client, with its place.
@@ -684,6 +690,7 @@ fn every_official_record_is_taken_over_and_written_back_as_it_was() {
             written,
             "{place}"
         );
+        if written != *bytes { println!("{place}"); }
         exact += usize::from(written == *bytes);
     }
     println!(

@@ -189,6 +189,21 @@ impl Behaviour {
         renew: 1,
     };
 
+    /// Two people who talk, over a network that is not kind to them, and stay in one session.
+    pub(crate) const CONVERSATION: Self = Self {
+        name: "conversation",
+        burst: 4,
+        under_way: 12,
+        reply: 90,
+        reorder: 25,
+        drop: 8,
+        duplicate: 5,
+        tamper: 5,
+        offline: 1,
+        restart: 3,
+        ..Self::PING_PONG
+    };
+
     /// Every behaviour.
     pub(crate) const ALL: [Self; 10] = [
         Self::PING_PONG,

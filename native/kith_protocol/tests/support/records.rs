@@ -121,6 +121,7 @@ pub(crate) struct PendingKyber {
 pub(crate) struct PostQuantum {
     #[prost(message, optional, tag = "1")]
     pub(crate) negotiation: Option<Negotiation>,
+    /// Made when the first message is sent or opened.
     #[prost(message, optional, tag = "2")]
     pub(crate) chain: Option<KeyChain>,
     /// One field, whose number is that of the state.
@@ -208,6 +209,24 @@ struct Ct2Sampled {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct NoHeaderReceived {
+    #[prost(message, optional, tag = "1")]
+    inner: Option<BraidInner>,
+    #[prost(message, optional, tag = "2")]
+    decoder: Option<Decoder>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Decoder {
+    #[prost(uint32, tag = "1")]
+    needed: u32,
+    #[prost(uint32, tag = "2")]
+    streams: u32,
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    points: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct Encoder {
     #[prost(uint32, tag = "1")]
     next: u32,
@@ -256,29 +275,74 @@ impl PostQuantum {
         (usize::try_from(tag >> 3).unwrap(), inner)
     }
 
-    /// The same ratchet with a braid that sends what nobody needs and takes nothing in: it has sent all of an epoch
-    /// and waits for the next. Its chains are as they were.
+    /// Whether this side makes the key pair of its epoch: the initiator does in the first one, and they take turns.
+    fn is_key_side(&self) -> bool {
+        let responder = self.chain.as_ref().unwrap().direction == 1;
+        (self.head().1.epoch % 2 == 1) != responder
+    }
+
+    /// The same ratchet with a braid that takes nothing in and has nothing to offer: as if it had done its part of the
+    /// epoch and waited for the next. Where the secret of the epoch is not known, a guess stands in the chain.
     pub(crate) fn deaf(&self) -> Self {
-        let (_, inner) = self.head();
-        let waiting = Ct2Sampled {
-            inner: Some(inner),
-            encoder: Some(Encoder {
-                next: 0,
-                streams: vec![vec![7; 10]; 16],
-            }),
-        };
-        let mut braid = Vec::new();
-        prost::encoding::bytes::encode(11, &waiting.encode_to_vec(), &mut braid);
-        Self {
-            braid,
-            ..self.clone()
+        let (_, mut inner) = self.head();
+        let mut deaf = self.clone();
+        let chain = deaf.chain.as_mut().unwrap();
+        if chain.current_epoch < inner.epoch {
+            let guess = || {
+                Some(Half {
+                    counter: 0,
+                    chain: vec![1; 32],
+                    kept: Vec::new(),
+                })
+            };
+            chain.current_epoch += 1;
+            chain.root = vec![1; 32];
+            chain.epochs.push(Epoch {
+                sending: guess(),
+                receiving: guess(),
+            });
         }
+        // It has sent in the epoch before, and kept what is kept then.
+        let sends_on = chain.send_epoch.max(inner.epoch - 1);
+        chain.send_epoch = sends_on;
+        let oldest = sends_on.saturating_sub(1);
+        while chain.epoch(0) < oldest {
+            chain.epochs.remove(0);
+        }
+        for at in 0..chain.epochs.len() {
+            if chain.epoch(at) < sends_on {
+                chain.epochs[at].sending.as_mut().unwrap().chain.clear();
+            }
+        }
+        deaf.braid.clear();
+        if self.is_key_side() {
+            inner.epoch += 1;
+            let waiting = NoHeaderReceived {
+                inner: Some(inner),
+                decoder: Some(Decoder {
+                    needed: 48,
+                    streams: 16,
+                    points: vec![Vec::new(); 16],
+                }),
+            };
+            prost::encoding::message::encode(6, &waiting, &mut deaf.braid);
+        } else {
+            let waiting = Ct2Sampled {
+                inner: Some(inner),
+                encoder: Some(Encoder {
+                    next: 0,
+                    streams: vec![vec![7; 10]; 16],
+                }),
+            };
+            prost::encoding::message::encode(11, &waiting, &mut deaf.braid);
+        }
+        deaf
     }
 
     /// What the other side would hold, as far as this side's secrets give it: the chains with their halves exchanged, and
     /// a braid that takes nothing in.
     pub(crate) fn mirrored(&self) -> Self {
-        let mut mirrored = self.deaf();
+        let mut mirrored = self.clone();
         if let Some(negotiation) = &mut mirrored.negotiation {
             negotiation.direction ^= 1;
         }
@@ -293,13 +357,7 @@ impl PostQuantum {
                 receiving.chain = vec![0; 32];
             }
         }
-        let sent_on = chain.send_epoch;
-        for at in 0..chain.epochs.len() {
-            if chain.epoch(at) < sent_on {
-                chain.epochs[at].sending.as_mut().unwrap().chain.clear();
-            }
-        }
-        mirrored
+        mirrored.deaf()
     }
 }
 
@@ -338,7 +396,7 @@ impl SessionState {
     fn normalized(&self) -> Self {
         let mut session = self.clone();
         if let Some(mut state) = self.post_quantum() {
-            for epoch in &mut state.chain.as_mut().unwrap().epochs {
+            for epoch in state.chain.iter_mut().flat_map(|chain| &mut chain.epochs) {
                 epoch.receiving.iter_mut().for_each(Half::sort);
                 epoch.sending.iter_mut().for_each(Half::sort);
             }
