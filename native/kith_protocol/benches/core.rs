@@ -168,7 +168,9 @@ fn keys(c: &mut Criterion) {
         b.iter(|| KyberPreKey::generate(1, &identity, &mut rng));
     });
     // As a stored one is read.
-    let seed = *KyberKeyPair::generate(&mut rng).seed().expect("it was drawn");
+    let seed = *KyberKeyPair::generate(&mut rng)
+        .seed()
+        .expect("it was drawn");
     group.bench_function("kyber_from_seed", |b| {
         b.iter(|| KyberKeyPair::from_seed(black_box(&seed)));
     });
@@ -396,7 +398,9 @@ fn state(c: &mut Criterion) {
     });
     let braid = session.braid_bytes().expect("it is of version 4");
     group.bench_function("from_parts", |b| {
-        b.iter(|| Session::from_parts(black_box(&state), Some(black_box(&braid))).expect("as above"));
+        b.iter(|| {
+            Session::from_parts(black_box(&state), Some(black_box(&braid))).expect("as above")
+        });
     });
     group.finish();
 }

@@ -16,8 +16,8 @@ use kith_protocol::limits::{
 };
 use kith_protocol::{
     EncryptError, EntryGroup, EntryLookup, EntryPosition, LocalDevice, MemoryEntries,
-    OfficialRecord, PreKeySignalMessage, ProtocolAddress, RemoteDevice, Session, SessionId, SessionRecord, SignalMessage,
-    SkippedKeyFormat, TrustOnFirstUse, Version,
+    OfficialRecord, PreKeySignalMessage, ProtocolAddress, RemoteDevice, Session, SessionId,
+    SessionRecord, SignalMessage, SkippedKeyFormat, TrustOnFirstUse, Version,
 };
 use support::SeededRng;
 use support::network::Reason;
@@ -276,7 +276,10 @@ fn the_post_quantum_chain_of_an_epoch_counts_over_all_ratchet_keys() {
     }
     assert_eq!(skipped(&bob, &alice), [0, 1_000, 1_500, 1_500]);
     let rows = bob.peer(&alice.address);
-    assert_eq!((rows.message_keys(), rows.post_quantum_keys()), (4_000, 2_000));
+    assert_eq!(
+        (rows.message_keys(), rows.post_quantum_keys()),
+        (4_000, 2_000)
+    );
     // Behind by two chains, by one chain and too many, and by just as many as may be.
     let before = bob.stored();
     for gone in [&lost[0][1_499], &lost[1][0], &lost[1][1_000]] {
@@ -546,7 +549,7 @@ fn an_archived_session_that_opens_a_message_becomes_the_current_one() {
         open(&mut bob, &alice, &first).unwrap();
         let new = bob.peer(&alice.address).current().unwrap().id();
         assert_ne!(old, new);
-    
+
         let changes = bob.decrypt(&alice.address, &late[0]).unwrap().changes;
         assert_eq!(
             (changes.session_id, changes.promoted, changes.archived),
@@ -788,7 +791,7 @@ fn the_keys_in_memory_are_those_the_sessions_count_when_starting_a_session_drops
             alice.record.current().unwrap().info().receiving[0].skipped,
             0
         );
-    
+
         // Again, and this time one more.
         let (mut alice, mut bob) = (
             InMemory::new("alice", version, rng.fork()),
@@ -822,15 +825,12 @@ fn a_session_put_away_sends_nothing_more_and_still_opens_what_is_on_its_way() {
         let next = bob.send();
         alice.receive(&bob.device, &next);
         let id = alice.record.current().unwrap().id();
-    
+
         let replaced = alice.record.archive_current();
         assert_eq!(replaced.archived, Some(id));
         assert!(replaced.sessions_dropped.is_empty());
         let before = alice.record.clone();
-        assert_eq!(
-            alice.try_send(),
-            Err(EncryptError::SessionNotFound)
-        );
+        assert_eq!(alice.try_send(), Err(EncryptError::SessionNotFound));
         assert_eq!(alice.record.archive_current(), Default::default());
         assert_eq!(alice.record, before);
         alice.check("put away");
@@ -839,7 +839,7 @@ fn a_session_put_away_sends_nothing_more_and_still_opens_what_is_on_its_way() {
         assert_eq!(alice.record.current().map(Session::id), Some(id));
         assert!(alice.record.archived().is_empty());
         alice.check("current again");
-    
+
         // One put away over the limit drops the oldest with its keys.
         bob.send();
         let next = bob.send();
@@ -873,7 +873,8 @@ fn an_imported_record_with_more_keys_than_a_session_keeps_goes_on_within_the_lim
         for chain in &mut record.session().receiving {
             let spare = chain.message_keys.first().cloned();
             for index in 1_000_000_u32.. {
-                let Some(mut keys) = spare.clone().filter(|_| chain.message_keys.len() < 2_000) else {
+                let Some(mut keys) = spare.clone().filter(|_| chain.message_keys.len() < 2_000)
+                else {
                     break;
                 };
                 keys.index = index;

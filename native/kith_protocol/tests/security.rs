@@ -16,10 +16,10 @@ use kith_protocol::limits::{
     MAX_MESSAGE_LEN, MAX_PLAINTEXT_LEN, MAX_UNACKNOWLEDGED_SESSION_AGE, MESSAGE_MAC_LEN,
 };
 use kith_protocol::{
-    BundleError, DecryptError, Direction, EncryptError, EntryGroup, EntryLookup, EntryPosition, IdentityKey,
-    InitiateError, KyberPreKeyPublic, KyberPublicKey, LocalDevice, OfficialRecord, PreKeyBundle, PreKeySignalMessage,
-    ProtocolAddress, PublicKey, RemoteDevice, SessionId, SignalMessage, SkippedKeyFormat,
-    TrustOnFirstUse, Version,
+    BundleError, DecryptError, Direction, EncryptError, EntryGroup, EntryLookup, EntryPosition,
+    IdentityKey, InitiateError, KyberPreKeyPublic, KyberPublicKey, LocalDevice, OfficialRecord,
+    PreKeyBundle, PreKeySignalMessage, ProtocolAddress, PublicKey, RemoteDevice, SessionId,
+    SignalMessage, SkippedKeyFormat, TrustOnFirstUse, Version,
 };
 use support::SeededRng;
 use support::network::Reason;
@@ -93,13 +93,13 @@ fn a_stolen_receiver_state_opens_the_message_not_yet_received_and_not_the_one_be
         let (mut alice, mut bob) = acquainted(version, 1);
         let [first, second] = [b"first", b"other"].map(|text| send(&mut alice, &bob, text));
         assert_eq!(open(&mut bob, &alice, &first).unwrap(), b"first");
-    
+
         let mut thief = stolen(&bob);
         let before = thief.stored();
         assert_eq!(open(&mut thief, &alice, &first), Err(Reason::Duplicate));
         assert_eq!(thief.stored(), before);
         assert_eq!(open(&mut thief, &alice, &second).unwrap(), b"other");
-    
+
         assert_eq!(open(&mut bob, &alice, &second).unwrap(), b"other");
         let mut thief = stolen(&bob);
         for gone in [&first, &second] {
@@ -746,7 +746,9 @@ fn the_two_versions_and_the_kyber_fields_of_a_prekey_message_must_agree() {
                             matches!(refusal, Reason::UnsupportedVersion | Reason::Malformed),
                             "{context}"
                         );
-                    } else if outer == inner && fields == [&Vec::new(), &complete][usize::from(outer == 0x44)] {
+                    } else if outer == inner
+                        && fields == [&Vec::new(), &complete][usize::from(outer == 0x44)]
+                    {
                         // They agree, on a version in which the message was not made.
                         assert!(
                             matches!(
@@ -893,7 +895,7 @@ fn ratchet_keys_base_keys_and_identity_keys_of_small_order_are_refused() {
         assert_eq!(open(&mut bob, &alice, &forged), Err(Reason::Tampered));
         assert_eq!(bob.stored(), before);
         assert_eq!(open(&mut bob, &alice, &first).unwrap(), b"first");
-    
+
         let ordinary = send(&mut bob, &alice, b"ordinary");
         let ratchet = *SignalMessage::from_bytes(&ordinary.body)
             .unwrap()
@@ -1180,7 +1182,11 @@ fn a_message_of_another_conversation_is_refused() {
         let before = dave.stored();
         // Under the name of a stranger, of an acquaintance, and to the sender itself.
         assert_eq!(
-            open(&mut dave, &Device::new("eve", version, SeededRng::new(1)), &message),
+            open(
+                &mut dave,
+                &Device::new("eve", version, SeededRng::new(1)),
+                &message
+            ),
             Err(Reason::SessionNotFound)
         );
         assert_eq!(open(&mut dave, &carol, &message), Err(Reason::Tampered));
@@ -1193,7 +1199,11 @@ fn a_message_of_another_conversation_is_refused() {
         carol.initiate(&bob.address, &bundle).unwrap();
         let first = send(&mut carol, &bob, b"to bob");
         let before = dave.stored();
-        let refused = open(&mut dave, &Device::new("eve", version, SeededRng::new(1)), &first);
+        let refused = open(
+            &mut dave,
+            &Device::new("eve", version, SeededRng::new(1)),
+            &first,
+        );
         assert!(
             matches!(refused, Err(Reason::UnknownPreKey | Reason::Tampered)),
             "{refused:?}"
@@ -1233,24 +1243,54 @@ fn the_application_is_asked_with_the_key_and_the_direction_and_a_no_changes_noth
         };
         let none = |_: &SessionId, _: &EntryPosition| EntryLookup::Absent;
         let (from_alice, from_bob) = (remote(&alice_at, version), remote(&bob_at, version));
-    
+
         let mut ours = kith_protocol::SessionRecord::default();
         let now = alice.now;
         assert_eq!(
-            ours.initiate(&local_alice, &from_bob, &bundle, &receiving, now, &mut alice.rng),
+            ours.initiate(
+                &local_alice,
+                &from_bob,
+                &bundle,
+                &receiving,
+                now,
+                &mut alice.rng
+            ),
             Err(InitiateError::UntrustedIdentity)
         );
         assert_eq!(ours, kith_protocol::SessionRecord::default());
-        ours.initiate(&local_alice, &from_bob, &bundle, &sending, now, &mut alice.rng)
-            .unwrap();
+        ours.initiate(
+            &local_alice,
+            &from_bob,
+            &bundle,
+            &sending,
+            now,
+            &mut alice.rng,
+        )
+        .unwrap();
         let before = ours.clone();
         assert_eq!(
-            ours.encrypt(&local_alice, &from_bob, b"x", &receiving, now, &mut alice.rng),
+            ours.encrypt(
+                &local_alice,
+                &from_bob,
+                b"x",
+                &receiving,
+                now,
+                &mut alice.rng
+            ),
             Err(EncryptError::UntrustedIdentity)
         );
         assert_eq!(ours, before);
-        let first = ours.encrypt(&local_alice, &from_bob, b"first", &sending, now, &mut alice.rng).unwrap();
-    
+        let first = ours
+            .encrypt(
+                &local_alice,
+                &from_bob,
+                b"first",
+                &sending,
+                now,
+                &mut alice.rng,
+            )
+            .unwrap();
+
         let message = PreKeySignalMessage::from_bytes(&first.bytes).unwrap();
         let mut theirs = kith_protocol::SessionRecord::default();
         let refused = theirs.decrypt_prekey(
@@ -1275,8 +1315,17 @@ fn the_application_is_asked_with_the_key_and_the_direction_and_a_no_changes_noth
                 &mut bob.rng,
             )
             .unwrap();
-        let answer = theirs.encrypt(&local_bob, &from_alice, b"answer", &sending, now, &mut bob.rng).unwrap();
-    
+        let answer = theirs
+            .encrypt(
+                &local_bob,
+                &from_alice,
+                b"answer",
+                &sending,
+                now,
+                &mut bob.rng,
+            )
+            .unwrap();
+
         let message = SignalMessage::from_bytes(&answer.bytes).unwrap();
         let before = ours.clone();
         let refused = ours.decrypt(
@@ -1298,7 +1347,7 @@ fn the_application_is_asked_with_the_key_and_the_direction_and_a_no_changes_noth
             &mut alice.rng,
         )
         .unwrap();
-    
+
         let (to_bob, to_alice) = (bob.identity_key(), alice.identity_key());
         assert_eq!(
             *asked.borrow(),
@@ -1373,7 +1422,7 @@ fn a_session_without_an_answer_is_usable_for_exactly_thirty_days_and_one_with_an
         alice.now = u64::MAX;
         bob.now = u64::MAX;
         talk(&mut alice, &mut bob);
-    
+
         // A late answer revives a session that waited too long.
         let (mut alice, mut bob) = started(version, 17);
         let first = send(&mut alice, &bob, b"first");
@@ -1447,9 +1496,10 @@ fn the_last_counter_is_never_used_and_a_sender_at_the_end_says_so() {
         for (device, remote, record) in &mut ends {
             device.import(remote, &record.official());
         }
-    
+
         let last = [b"-2", b"-1"].map(|text| send(&mut alice, &bob, text));
-        let counter = |message: &Message| SignalMessage::from_bytes(&message.body).unwrap().counter();
+        let counter =
+            |message: &Message| SignalMessage::from_bytes(&message.body).unwrap().counter();
         assert_eq!(
             [counter(&last[0]), counter(&last[1])],
             [u32::MAX - 2, u32::MAX - 1]
@@ -1746,7 +1796,10 @@ fn chunks_are_asked_for_only_by_the_message_that_completes_a_part() {
     }
     println!("{with} messages needed the chunks before them, {without} did not");
     // Two epochs, and perhaps the header of the third. The three chunks of a header may still be at hand.
-    assert!((6..=9).contains(&with) && without > 100, "{with}, {without}");
+    assert!(
+        (6..=9).contains(&with) && without > 100,
+        "{with}, {without}"
+    );
 }
 
 // ---- the quantum computer -------------------------------------------------------------------------------------------
@@ -1805,11 +1858,7 @@ fn post_quantum(device: &Device, other: &Device) -> PostQuantum {
 }
 
 /// A message from one to the other: its epoch, and whether he could read it.
-fn overheard(
-    from: &mut Device,
-    to: &mut Device,
-    eavesdropper: &mut Eavesdropper,
-) -> (u64, bool) {
+fn overheard(from: &mut Device, to: &mut Device, eavesdropper: &mut Eavesdropper) -> (u64, bool) {
     let message = send(from, to, b"secret");
     let epoch = PostQuantumHeader::of_ordinary(&message.body).unwrap().epoch;
     let read = eavesdropper.reads(to, from, &message);

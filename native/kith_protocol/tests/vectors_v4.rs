@@ -690,7 +690,9 @@ fn every_official_record_is_taken_over_and_written_back_as_it_was() {
             written,
             "{place}"
         );
-        if written != *bytes { println!("{place}"); }
+        if written != *bytes {
+            println!("{place}");
+        }
         exact += usize::from(written == *bytes);
     }
     println!(

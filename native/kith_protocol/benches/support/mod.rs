@@ -113,7 +113,14 @@ impl Person {
     ) {
         let trust = TrustOnFirstUse(None);
         record
-            .initiate(&self.device(), &remote(&self.address), bundle, &trust, NOW, rng)
+            .initiate(
+                &self.device(),
+                &remote(&self.address),
+                bundle,
+                &trust,
+                NOW,
+                rng,
+            )
             .expect("the bundle is good");
     }
 
@@ -131,15 +138,7 @@ impl Person {
         let trust = TrustOnFirstUse(Some(from.identity_key()));
         if message.is_prekey_message {
             let message = PreKeySignalMessage::from_bytes(&message.bytes).expect("a message");
-            record.decrypt_prekey(
-                &self.device(),
-                &remote,
-                &message,
-                self,
-                &find,
-                &trust,
-                rng,
-            )
+            record.decrypt_prekey(&self.device(), &remote, &message, self, &find, &trust, rng)
         } else {
             let message = SignalMessage::from_bytes(&message.bytes).expect("a message");
             record.decrypt(&self.device(), &remote, &message, &find, &trust, rng)

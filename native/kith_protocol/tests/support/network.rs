@@ -192,9 +192,9 @@ impl Behaviour {
     /// Two people who talk, over a network that is not kind to them, and stay in one session.
     pub(crate) const CONVERSATION: Self = Self {
         name: "conversation",
-        burst: 4,
-        under_way: 12,
-        reply: 90,
+        burst: 8,
+        under_way: 24,
+        reply: 80,
         reorder: 25,
         drop: 8,
         duplicate: 5,
