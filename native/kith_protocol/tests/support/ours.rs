@@ -989,35 +989,12 @@ impl Device {
             rows.archived
                 .push((session.id(), session.to_bytes().to_vec()));
         }
-        let mut take = |id: SessionId, position: EntryPosition| {
-            let EntryLookup::Found(entry) = record.entries.find(&id, &position) else {
-                return false;
-            };
-            let row = (id, position.0, position.1);
+        for (id, (group, number), entry) in record.entries.iter() {
+            let row = (id, group, number);
             rows.entries.insert(row, entry.to_bytes().to_vec());
-            true
-        };
-        let positions = Record::of(record, SkippedKeyFormat::Seeds).entry_positions();
-        for (session, positions) in sessions
-            .current()
-            .into_iter()
-            .chain(sessions.archived())
-            .zip(positions)
-        {
-            for position in positions {
-                assert!(
-                    take(session.id(), position),
-                    "a key of the record is not found"
-                );
-            }
-            // The pages of chunks are this engine's own; their numbers lie below that of the last possible chunk.
-            if let Some(braid) = session.info().braid {
-                for page in 0..=u32::from(u16::MAX) / 4 {
-                    take(session.id(), (EntryGroup::Chunks(braid.epoch), page));
-                }
-            }
         }
         assert_eq!(rows.entries.len(), record.entries.len());
+        rows.check_against_official_form();
         self.store.peers.insert(remote.clone(), rows);
     }
 
@@ -1109,6 +1086,7 @@ pub(crate) fn message_reason(error: &MessageError) -> Reason {
 
 pub(crate) fn decrypt_reason(error: &DecryptError) -> Reason {
     match error {
+        DecryptError::Damaged => Reason::CorruptedState,
         DecryptError::Duplicate => Reason::Duplicate,
         DecryptError::Invalid => Reason::Tampered,
         DecryptError::SessionNotFound => Reason::SessionNotFound,
