@@ -16,7 +16,7 @@ use std::hint::black_box;
 use std::io::{BufRead, stdin};
 use std::time::Instant;
 
-use kith_protocol::{MemorySkippedKeys, PreKeyBundle, SessionRecord};
+use kith_protocol::{MemoryEntries, PreKeyBundle, SessionRecord};
 use rand_chacha::ChaCha12Rng;
 
 use support::{Person, encrypt, established, random};
@@ -43,13 +43,13 @@ impl Family {
         }
     }
 
-    fn established(&mut self) -> u128 {
-        let recipients = &self.people[1..];
+    fn established(&mut self, rng: &mut ChaCha12Rng) -> u128 {
+        let (sender, recipients) = (&self.people[0], &self.people[1..]);
         time(|| {
             recipients
                 .iter()
                 .zip(&mut self.records)
-                .map(|(to, record)| encrypt(record, to.identity_key()))
+                .map(|(to, record)| encrypt(record, sender, to, rng))
                 .collect::<Vec<_>>()
         })
     }
@@ -63,7 +63,7 @@ impl Family {
                 .map(|(to, bundle)| {
                     let mut record = SessionRecord::default();
                     sender.initiate(&mut record, bundle, rng);
-                    let message = encrypt(&mut record, to.identity_key());
+                    let message = encrypt(&mut record, sender, to, rng);
                     (record, message)
                 })
                 .collect::<Vec<_>>()
@@ -92,25 +92,25 @@ impl Pair {
     }
 
     fn decrypt(&mut self, rng: &mut ChaCha12Rng) -> u128 {
-        let message = encrypt(&mut self.at_anna, self.ben.identity_key());
-        let none = MemorySkippedKeys::default();
+        let message = encrypt(&mut self.at_anna, &self.anna, &self.ben, rng);
+        let none = MemoryEntries::default();
         let (anna, ben) = (&self.anna, &self.ben);
         time(|| ben.decrypt(&mut self.at_ben, anna, &message, &none, rng))
     }
 
     fn decrypt_new_chain(&mut self, rng: &mut ChaCha12Rng) -> u128 {
-        let none = MemorySkippedKeys::default();
-        let answer = encrypt(&mut self.at_ben, self.anna.identity_key());
+        let none = MemoryEntries::default();
+        let answer = encrypt(&mut self.at_ben, &self.ben, &self.anna, rng);
         self.anna
             .decrypt(&mut self.at_anna, &self.ben, &answer, &none, rng);
         self.decrypt(rng)
     }
 
     fn decrypt_first(&self, rng: &mut ChaCha12Rng) -> u128 {
-        let none = MemorySkippedKeys::default();
+        let none = MemoryEntries::default();
         let mut at_anna = SessionRecord::default();
         self.anna.initiate(&mut at_anna, &self.ben.bundle(), rng);
-        let message = encrypt(&mut at_anna, self.ben.identity_key());
+        let message = encrypt(&mut at_anna, &self.anna, &self.ben, rng);
         let mut record = SessionRecord::default();
         let (anna, ben) = (&self.anna, &self.ben);
         time(|| ben.decrypt(&mut record, anna, &message, &none, rng))
@@ -141,7 +141,7 @@ fn main() {
         let answer: Vec<_> = (0..samples)
             .map(|_| {
                 match operation {
-                    "established" => family.established(),
+                    "established" => family.established(&mut rng),
                     "cold" => family.cold(&mut rng),
                     "decrypt" => pair.decrypt(&mut rng),
                     "decrypt_new_chain" => pair.decrypt_new_chain(&mut rng),

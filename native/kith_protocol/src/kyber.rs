@@ -215,9 +215,15 @@ struct Seed(Box<[u8; KYBER_SEED_LEN]>);
 #[derive(Clone)]
 struct Expanded(Box<MlKem1024PrivateKey>);
 
+impl Zeroize for Expanded {
+    fn zeroize(&mut self) {
+        self.0[0..SECRET_LEN].zeroize();
+    }
+}
+
 impl Drop for Expanded {
     fn drop(&mut self) {
-        self.0[0..SECRET_LEN].zeroize();
+        self.zeroize();
     }
 }
 
@@ -278,11 +284,182 @@ pub(crate) fn is_reduced(vector: &[u8]) -> bool {
     let mut borrowed = 1;
     for packed in vector.as_chunks::<3>().0 {
         let [low, middle, high] = packed.map(u16::from);
-        let coefficients = [low | (middle & 0x0f) << 8, middle >> 4 | high << 4];
+        let coefficients = [low | ((middle & 0x0f) << 8), (middle >> 4) | (high << 4)];
         for coefficient in coefficients {
             // The top bit is set exactly when the coefficient is smaller.
             borrowed &= coefficient.wrapping_sub(Q) >> 15;
         }
     }
     borrowed == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+    use crate::spqr::vectors::{Script, bytes, derived};
+
+    fn pair() -> KyberKeyPair {
+        KyberKeyPair::generate(&mut ChaCha20Rng::seed_from_u64(1))
+    }
+
+    /// The bytes of a stored private key: it has no writer, since a seed is what is stored.
+    fn expanded(pair: &KyberKeyPair) -> Vec<u8> {
+        typed(pair.secret.0.as_slice())
+    }
+
+    #[test]
+    fn the_known_answer_of_the_official_client_is_given() {
+        let known = &derived()["kyber1024"];
+        let seed: [u8; KYBER_SEED_LEN] = bytes(&known["keygen_seed"]).try_into().unwrap();
+        let pair = KyberKeyPair::from_seed(&seed);
+        assert_eq!(pair.public_key().to_bytes(), bytes(&known["public"]));
+        assert_eq!(expanded(&pair), bytes(&known["secret"]));
+        assert_eq!(pair.seed(), Some(&seed));
+        assert_eq!(KyberKeyPair::generate(&mut Script(seed.to_vec())), pair);
+
+        let read = KyberKeyPair::from_secret_key(&bytes(&known["secret"])).unwrap();
+        assert_eq!(read, pair);
+        assert_eq!(read.public_key(), pair.public_key());
+        assert_eq!(read.seed(), None);
+
+        let public = KyberPublicKey::from_bytes(&bytes(&known["public"])).unwrap();
+        let (ciphertext, shared) =
+            public.encapsulate(&mut Script(bytes(&known["encaps_randomness"])));
+        assert_eq!(ciphertext.to_bytes(), bytes(&known["ciphertext"]));
+        assert_eq!(shared.as_bytes()[..], bytes(&known["shared_secret"]));
+        let ciphertext = KyberCiphertext::from_bytes(&bytes(&known["ciphertext"])).unwrap();
+        assert_eq!(pair.decapsulate(&ciphertext), shared);
+        assert_eq!(read.decapsulate(&ciphertext), shared);
+    }
+
+    #[test]
+    fn only_the_exact_length_with_the_type_byte_is_read() {
+        let pair = pair();
+        let public = pair.public_key().to_bytes();
+        let secret = expanded(&pair);
+        assert_eq!(public.len(), KYBER_PUBLIC_KEY_LEN);
+        type Refusal = fn(&[u8]) -> Option<KeyError>;
+        let readers: [(&Vec<u8>, Refusal); 3] = [
+            (&public, |bytes| KyberPublicKey::from_bytes(bytes).err()),
+            (&public, |bytes| KyberCiphertext::from_bytes(bytes).err()),
+            (&secret, |bytes| KyberKeyPair::from_secret_key(bytes).err()),
+        ];
+        for (bytes, read) in readers {
+            let length = bytes.len();
+            assert_eq!(read(bytes), None);
+            assert_eq!(read(&[]), Some(KeyError::KyberLength(0)));
+            assert_eq!(
+                read(&bytes[..length - 1]),
+                Some(KeyError::KyberLength(length - 1))
+            );
+            let longer = [bytes.as_slice(), &[0]].concat();
+            assert_eq!(read(&longer), Some(KeyError::KyberLength(length + 1)));
+            // Kyber-768, and the ML-KEM-1024 that came after.
+            for other in [0x05, 0x07, 0x0a] {
+                let mut retyped = bytes.clone();
+                retyped[0] = other;
+                assert_eq!(read(&retyped), Some(KeyError::Type(other)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_with_an_unreduced_coefficient_is_refused() {
+        let pair = pair();
+        let (public, secret) = (pair.public_key().to_bytes(), expanded(&pair));
+        for coefficient in [0, 1, 1022, 1023] {
+            // 3329 fits in 12 bits, of which each pair of coefficients shares a byte.
+            let unreduced = |key: &[u8], vector_at: usize| {
+                let mut key = key.to_vec();
+                let at = vector_at + coefficient / 2 * 3;
+                if coefficient % 2 == 0 {
+                    key[at] = 0x01;
+                    key[at + 1] = key[at + 1] & 0xf0 | 0x0d;
+                } else {
+                    key[at + 1] = key[at + 1] & 0x0f | 0x10;
+                    key[at + 2] = 0xd0;
+                }
+                key
+            };
+            assert_eq!(
+                KyberPublicKey::from_bytes(&unreduced(&public, 1)),
+                Err(KeyError::NotReduced)
+            );
+            for vector_at in [1, 1 + VECTOR_LEN] {
+                assert_eq!(
+                    KyberKeyPair::from_secret_key(&unreduced(&secret, vector_at)),
+                    Err(KeyError::NotReduced)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn reduced_means_below_3329_in_every_place() {
+        let packed = |[even, odd]: [u16; 2]| {
+            let bytes = (u32::from(even) | u32::from(odd) << 12).to_le_bytes();
+            [bytes[0], bytes[1], bytes[2]]
+        };
+        for value in 0..4096 {
+            for pair in [[value, 0], [0, value], [3328, value], [value, 3328]] {
+                let vector = [packed([0, 0]), packed(pair), packed([1, 2])].concat();
+                assert_eq!(is_reduced(&vector), value < 3329, "{pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_private_key_with_another_public_half_is_refused() {
+        let secret = expanded(&pair());
+        let matrix_seed = 1 + VECTOR_LEN + PUBLIC_LEN - 1;
+        for at in [matrix_seed, matrix_seed + 1, matrix_seed + 32] {
+            let mut damaged = secret.clone();
+            damaged[at] ^= 1;
+            assert_eq!(
+                KyberKeyPair::from_secret_key(&damaged),
+                Err(KeyError::Inconsistent)
+            );
+        }
+    }
+
+    #[test]
+    fn a_damaged_ciphertext_gives_another_secret_and_always_the_same() {
+        let pair = pair();
+        let (ciphertext, shared) = pair
+            .public_key()
+            .encapsulate(&mut ChaCha20Rng::seed_from_u64(2));
+        for at in [1, 800, KYBER_CIPHERTEXT_LEN - 1] {
+            let mut damaged = ciphertext.to_bytes();
+            damaged[at] ^= 1;
+            let damaged = KyberCiphertext::from_bytes(&damaged).unwrap();
+            assert_ne!(pair.decapsulate(&damaged), shared);
+            assert_eq!(pair.decapsulate(&damaged), pair.decapsulate(&damaged));
+        }
+        assert_eq!(pair.decapsulate(&ciphertext), shared);
+    }
+
+    #[test]
+    fn debug_of_a_pair_shows_the_beginning_of_its_public_half_only() {
+        let pair = KyberKeyPair::from_seed(&[0x41; 64]);
+        let public = pair.public_key().to_bytes();
+        let start = hex::encode(&public[1..5]);
+        assert_eq!(
+            format!("{pair:?}"),
+            format!("KyberKeyPair {{ public: KyberPublicKey({start}…), secret: \"[secret]\" }}")
+        );
+    }
+
+    #[test]
+    fn the_secret_parts_erase_themselves_on_drop() {
+        fn erases<T: ZeroizeOnDrop>() {}
+        erases::<Seed>();
+        erases::<Expanded>();
+
+        let mut secret = pair().secret;
+        secret.zeroize();
+        assert_eq!(secret.0.as_slice(), &[0; SECRET_LEN]);
+    }
 }

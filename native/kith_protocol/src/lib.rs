@@ -1,15 +1,16 @@
 //! The Signal protocol as pure values: no I/O, no clock, no global randomness, no storage.
 //!
-//! Version 3 is here: X3DH and the Double Ratchet, byte for byte as Signal's clients speak it
-//! (docs/protocol.md). Its parts are values, and each operation either succeeds or changes nothing.
+//! Version 4 is PQXDH and the Triple Ratchet, version 3 X3DH and the Double Ratchet, both byte for byte as
+//! Signal's clients speak them (docs/protocol.md). Its parts are values, and each operation either succeeds
+//! or changes nothing.
 //!
-//! - A device has an [`IdentityKeyPair`], a [`SignedPreKey`] and one-time [`PreKey`]s, and publishes
-//!   their public halves as a [`PreKeyBundle`].
+//! - A device has an [`IdentityKeyPair`], a [`SignedPreKey`], a last-resort [`KyberPreKey`], and one-time
+//!   [`PreKey`]s and Kyber prekeys, and publishes their public halves as a [`PreKeyBundle`].
 //! - A [`SessionRecord`] holds all sessions with one device of a peer. [`initiate`] starts one from a
 //!   bundle, [`encrypt`] and [`decrypt`] move it, [`decrypt_prekey`] opens what starts one.
-//! - [`Changes`] says what decrypting changed beside the current session, so that a store can keep the
-//!   parts of the state apart: [`Session::to_bytes`] is rewritten with every message, archived sessions
-//!   and [`SkippedKey`]s are not.
+//! - The stored state has parts that move at different speeds: [`Session::state_bytes`] is rewritten with
+//!   every message, [`Session::braid_bytes`] a dozen times in an epoch of the post-quantum ratchet, archived
+//!   sessions hardly ever, and [`Entry`] rows are written once. [`Changes`] says what decrypting changed.
 //! - A [`Fingerprint`] is the safety number of two identity keys.
 //! - An [`OfficialRecord`] reads and writes records of Signal's own library.
 //!
@@ -23,7 +24,8 @@
 //! - Store the new state **before** a ciphertext leaves: a message key must never be used twice.
 //! - Seal what is stored. `to_bytes` gives secrets.
 //! - Remember base keys ([`PreKeys::is_base_key_used`]) and identity keys ([`Decrypted::remote_identity`]).
-//! - Delete a one-time prekey when [`Changes::prekey_used`] names it.
+//! - Delete a one-time prekey when [`Changes::prekey_used`] or [`Changes::kyber_prekey_used`] names it.
+//! - Remember with whom version 4 was spoken ([`RemoteDevice::minimum_version`]).
 //!
 //! # Errors
 //!
@@ -32,7 +34,7 @@
 //! # Security
 //!
 //! Secrets are boxed, so that a move leaves no copy, erased when dropped, compared in constant time, and
-//! print nothing. Limits ([`limits`]) bound the work a forged message can cause.
+//! print nothing. The failures of the KEMs are implicit. Limits ([`limits`]) bound the work a forged message can cause.
 #![forbid(unsafe_code)]
 
 pub mod limits;

@@ -15,6 +15,8 @@ pub(crate) mod kem;
 pub(crate) mod message;
 #[cfg(test)]
 mod run_test;
+#[cfg(test)]
+pub(crate) mod vectors;
 
 use rand_core::CryptoRng;
 

@@ -8,9 +8,10 @@
 )]
 
 use kith_protocol::{
-    Ciphertext, Decrypted, IdentityKey, IdentityKeyPair, KeyPair, LocalDevice, MemorySkippedKeys,
-    PreKey, PreKeyBundle, PreKeyId, PreKeySignalMessage, PreKeys, ProtocolAddress, PublicKey,
-    SessionRecord, SignalMessage, SignedPreKey, SignedPreKeyPublic, TrustOnFirstUse,
+    Ciphertext, Decrypted, IdentityKey, IdentityKeyPair, KeyPair, KyberKeyPair, KyberPreKey,
+    KyberPreKeyPublic, LocalDevice, MemoryEntries, PreKey, PreKeyBundle, PreKeyId,
+    PreKeySignalMessage, PreKeys, ProtocolAddress, PublicKey, RemoteDevice, SessionRecord,
+    SignalMessage, SignedPreKey, SignedPreKeyPublic, TrustOnFirstUse, Version,
 };
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -32,6 +33,7 @@ pub(crate) struct Person {
     pub(crate) identity: IdentityKeyPair,
     signed_prekey: SignedPreKey,
     prekey: PreKey,
+    kyber_prekey: KyberPreKey,
 }
 
 impl PreKeys for Person {
@@ -41,6 +43,10 @@ impl PreKeys for Person {
 
     fn signed_prekey(&self, id: PreKeyId) -> Option<KeyPair> {
         (id == self.signed_prekey.id).then(|| self.signed_prekey.key_pair.clone())
+    }
+
+    fn kyber_prekey(&self, id: PreKeyId) -> Option<KyberKeyPair> {
+        (id == self.kyber_prekey.id).then(|| self.kyber_prekey.key_pair.clone())
     }
 
     fn is_base_key_used(&self, _signed_prekey_id: PreKeyId, _base_key: &PublicKey) -> bool {
@@ -55,6 +61,7 @@ impl Person {
             address: ProtocolAddress::new(name, 1).expect("1 is a device id"),
             signed_prekey: SignedPreKey::generate(1, &identity, rng),
             prekey: PreKey::generate(1, rng),
+            kyber_prekey: KyberPreKey::generate(1, &identity, rng),
             identity,
         }
     }
@@ -69,6 +76,19 @@ impl Person {
                 signature: self.signed_prekey.signature.to_vec(),
             },
             prekey: Some((self.prekey.id, *self.prekey.key_pair.public_key())),
+            kyber_prekey: Some(KyberPreKeyPublic {
+                id: self.kyber_prekey.id,
+                public_key: self.kyber_prekey.key_pair.public_key().clone(),
+                signature: self.kyber_prekey.signature.to_vec(),
+            }),
+        }
+    }
+
+    /// The same for a session of version 3.
+    pub(crate) fn bundle_v3(&self) -> PreKeyBundle {
+        PreKeyBundle {
+            kyber_prekey: None,
+            ..self.bundle()
         }
     }
 
@@ -93,7 +113,14 @@ impl Person {
     ) {
         let trust = TrustOnFirstUse(None);
         record
-            .initiate(&self.device(), bundle, &trust, NOW, rng)
+            .initiate(
+                &self.device(),
+                &remote(&self.address),
+                bundle,
+                &trust,
+                NOW,
+                rng,
+            )
             .expect("the bundle is good");
     }
 
@@ -103,34 +130,48 @@ impl Person {
         record: &mut SessionRecord,
         from: &Self,
         message: &Ciphertext,
-        skipped: &MemorySkippedKeys,
+        entries: &MemoryEntries,
         rng: &mut ChaCha12Rng,
     ) -> Decrypted {
-        let find = |session: &_, position: &_| skipped.find(session, position);
+        let find = |session: &_, position: &_| entries.find(session, position);
+        let remote = remote(&from.address);
         let trust = TrustOnFirstUse(Some(from.identity_key()));
         if message.is_prekey_message {
             let message = PreKeySignalMessage::from_bytes(&message.bytes).expect("a message");
-            record.decrypt_prekey(
-                &self.device(),
-                &from.address,
-                &message,
-                self,
-                &find,
-                &trust,
-                rng,
-            )
+            record.decrypt_prekey(&self.device(), &remote, &message, self, &find, &trust, rng)
         } else {
             let message = SignalMessage::from_bytes(&message.bytes).expect("a message");
-            record.decrypt(&self.device(), &from.address, &message, &find, &trust, rng)
+            record.decrypt(&self.device(), &remote, &message, &find, &trust, rng)
         }
         .expect("the message opens")
     }
 }
 
-/// Encrypts [`PLAINTEXT`] to someone whose identity key is remembered.
-pub(crate) fn encrypt(record: &mut SessionRecord, to: IdentityKey) -> Ciphertext {
+/// A peer of whom nothing is asked.
+const fn remote(address: &ProtocolAddress) -> RemoteDevice<'_> {
+    RemoteDevice {
+        address,
+        minimum_version: Version::V3,
+    }
+}
+
+/// Encrypts [`PLAINTEXT`] from one person to another, whose identity key is remembered.
+pub(crate) fn encrypt(
+    record: &mut SessionRecord,
+    from: &Person,
+    to: &Person,
+    rng: &mut ChaCha12Rng,
+) -> Ciphertext {
+    let trust = TrustOnFirstUse(Some(to.identity_key()));
     record
-        .encrypt(&PLAINTEXT, &TrustOnFirstUse(Some(to)), NOW)
+        .encrypt(
+            &from.device(),
+            &remote(&to.address),
+            &PLAINTEXT,
+            &trust,
+            NOW,
+            rng,
+        )
         .expect("there is a session")
 }
 
@@ -141,15 +182,25 @@ pub(crate) fn established(
     b: &Person,
     rng: &mut ChaCha12Rng,
 ) -> (SessionRecord, SessionRecord) {
-    let none = MemorySkippedKeys::default();
+    established_by(a, b, &b.bundle(), rng)
+}
+
+/// The same, from a bundle.
+pub(crate) fn established_by(
+    a: &Person,
+    b: &Person,
+    bundle: &PreKeyBundle,
+    rng: &mut ChaCha12Rng,
+) -> (SessionRecord, SessionRecord) {
+    let none = MemoryEntries::default();
     let mut at_a = SessionRecord::default();
     let mut at_b = SessionRecord::default();
-    a.initiate(&mut at_a, &b.bundle(), rng);
-    let first = encrypt(&mut at_a, b.identity_key());
+    a.initiate(&mut at_a, bundle, rng);
+    let first = encrypt(&mut at_a, a, b, rng);
     b.decrypt(&mut at_b, a, &first, &none, rng);
-    let answer = encrypt(&mut at_b, a.identity_key());
+    let answer = encrypt(&mut at_b, b, a, rng);
     a.decrypt(&mut at_a, b, &answer, &none, rng);
-    let next = encrypt(&mut at_a, b.identity_key());
+    let next = encrypt(&mut at_a, a, b, rng);
     b.decrypt(&mut at_b, a, &next, &none, rng);
     (at_a, at_b)
 }

@@ -65,6 +65,15 @@ pub(crate) enum SendingHalf {
     },
 }
 
+impl SendingHalf {
+    pub(crate) const fn open(&self) -> Option<&Half> {
+        match self {
+            Self::Open(half) => Some(half),
+            Self::Closed { .. } => None,
+        }
+    }
+}
+
 /// The two chains of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch {
@@ -219,7 +228,7 @@ impl KeyChain {
     /// Whether it is a chain [`send`](Self::send) and [`add_epoch`](Self::add_epoch) can have made.
     pub(crate) fn is_consistent(&self) -> bool {
         let at = self.position(self.send_epoch);
-        let open = |epoch: &Epoch| matches!(epoch.sending, SendingHalf::Open(_));
+        let open = |epoch: &Epoch| epoch.sending.open().is_some();
         self.current_epoch.checked_add(1).is_some()
             && u64::try_from(self.epochs.len()).is_ok_and(|count| count <= self.current_epoch + 1)
             && at.is_ok_and(|at| at <= 1 && self.epochs.iter().skip(at).all(open))
@@ -261,7 +270,8 @@ impl KeyChain {
         }
     }
 
-    /// Takes over what [`receive`](Self::receive) found, once the message proved authentic.
+    /// Takes over what [`receive`](Self::receive) found on this same chain, once the message proved
+    /// authentic.
     pub(crate) fn commit(&mut self, received: Received) -> Committed {
         let mut committed = Committed::default();
         match received {
@@ -298,7 +308,8 @@ impl KeyChain {
 
     /// The number of the first one of `epochs`.
     pub(crate) fn oldest(&self) -> u64 {
-        (self.current_epoch + 1).saturating_sub(self.epochs.len() as u64)
+        let before = self.epochs.len().saturating_sub(1) as u64;
+        self.current_epoch.saturating_sub(before)
     }
 
     fn position(&self, epoch: u64) -> Result<usize, ChainError> {
@@ -370,7 +381,9 @@ impl Walk {
         let index = half.index.checked_add(1)?;
         let mut extract = self.salted.clone();
         extract.update(half.key.as_bytes());
-        let expand = hmac(finish(extract).as_bytes());
+        let mut pseudorandom = Zeroizing::new([0; 32]);
+        extract.finalize_into((&mut *pseudorandom).into());
+        let expand = hmac(&pseudorandom);
         let mut first = expand.clone();
         first.update(&index.to_be_bytes());
         first.update(NEXT_LABEL);
@@ -385,4 +398,286 @@ impl Walk {
 
 fn finish(mac: HmacSha256) -> SecretBytes {
     SecretBytes::filled_by(|bytes| mac.finalize_into(bytes.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const MOST_SKIPPED: u32 = MAX_SKIPPED_KEYS_PER_CHAIN;
+
+    fn pair() -> (KeyChain, KeyChain) {
+        (
+            KeyChain::start(&[1; 32], Side::Initiator),
+            KeyChain::start(&[1; 32], Side::Responder),
+        )
+    }
+
+    fn epoch_key(epoch: u64) -> SecretBytes {
+        SecretBytes::copy_of(&[u8::try_from(epoch).unwrap(); 32])
+    }
+
+    /// A chain together with what a store keeps beside it.
+    struct Kept {
+        chain: KeyChain,
+        keys: BTreeMap<(u64, u32), SecretBytes>,
+    }
+
+    impl Kept {
+        fn take(&mut self, epoch: u64, index: u32) -> Result<SecretBytes, ChainError> {
+            assert_eq!(
+                self.chain.check(epoch, index).err(),
+                self.chain.receive(epoch, index).err()
+            );
+            let received = self.chain.receive(epoch, index)?;
+            let key = match &received {
+                Received::Kept { epoch, index } => self
+                    .keys
+                    .get(&(*epoch, *index))
+                    .ok_or(ChainError::AlreadyUsed)?
+                    .clone(),
+                Received::Forward { key, .. } => key.clone(),
+            };
+            let committed = self.chain.commit(received);
+            for (epoch, index, key) in committed.added {
+                assert!(self.keys.insert((epoch, index), key).is_none());
+            }
+            if let Some(position) = committed.removed {
+                assert!(self.keys.remove(&position).is_some());
+            }
+            if let Some((epoch, count)) = committed.evicted {
+                for _ in 0..count {
+                    let lowest = *self.keys.range((epoch, 0)..).next().unwrap().0;
+                    assert_eq!(lowest.0, epoch);
+                    self.keys.remove(&lowest);
+                }
+            }
+            for (number, epoch) in (self.chain.oldest()..).zip(&self.chain.epochs) {
+                let kept = self.keys.range((number, 0)..(number + 1, 0)).count();
+                assert_eq!(u32::try_from(kept).unwrap(), epoch.kept);
+            }
+            Ok(key)
+        }
+    }
+
+    #[test]
+    fn keys_arrive_in_any_order_and_once_each() {
+        let (mut ours, theirs) = pair();
+        let mut theirs = Kept {
+            chain: theirs,
+            keys: BTreeMap::new(),
+        };
+        let sent: Vec<Sent> = (0..6).map(|_| ours.send(0).unwrap()).collect();
+        assert_eq!(sent[5].index, 6);
+        for index in [3, 1, 6, 2, 5, 4] {
+            let key = theirs.take(0, index).unwrap();
+            assert_eq!(key, sent[usize::try_from(index).unwrap() - 1].key);
+            assert_eq!(theirs.take(0, index), Err(ChainError::AlreadyUsed));
+        }
+        assert!(theirs.keys.is_empty());
+        assert_eq!(theirs.take(0, 0), Err(ChainError::AlreadyUsed));
+    }
+
+    #[test]
+    fn the_directions_of_a_chain_are_apart() {
+        let (mut ours, mut theirs) = pair();
+        let (a2b, b2a) = (ours.send(0).unwrap(), theirs.send(0).unwrap());
+        assert_ne!(a2b.key, b2a.key);
+        let Ok(Received::Forward { key, .. }) = theirs.receive(0, 1) else {
+            panic!()
+        };
+        assert_eq!(key, a2b.key);
+        let Ok(Received::Forward { key, .. }) = ours.receive(0, 1) else {
+            panic!()
+        };
+        assert_eq!(key, b2a.key);
+    }
+
+    #[test]
+    fn receiving_alone_changes_nothing_and_costs_no_key() {
+        let (mut ours, theirs) = pair();
+        ours.send(0).unwrap();
+        let second = ours.send(0).unwrap();
+        let before = theirs.clone();
+        assert_eq!(theirs.receive(0, 2), theirs.receive(0, 2));
+        assert_eq!(theirs, before);
+        let Ok(Received::Forward { key, skipped, .. }) = theirs.receive(0, 2) else {
+            panic!()
+        };
+        assert_eq!(key, second.key);
+        assert_eq!(skipped.len(), 1);
+    }
+
+    #[test]
+    fn a_jump_is_bounded_and_keeps_only_what_may_still_be_asked_for() {
+        let (_, theirs) = pair();
+        let furthest = MAX_FORWARD_JUMP;
+        assert_eq!(
+            theirs.receive(0, furthest + 1),
+            Err(ChainError::TooFarAhead)
+        );
+        assert_eq!(theirs.receive(0, u32::MAX), Err(ChainError::TooFarAhead));
+        let mut theirs = Kept {
+            chain: theirs,
+            keys: BTreeMap::new(),
+        };
+        let mut steps = KeyChain::start(&[1; 32], Side::Initiator);
+        let sent: Vec<Sent> = (0..furthest).map(|_| steps.send(0).unwrap()).collect();
+        let sent = |index: u32| sent[usize::try_from(index).unwrap() - 1].key.clone();
+
+        assert_eq!(theirs.take(0, furthest), Ok(sent(furthest)));
+        let indices: Vec<u32> = theirs.keys.keys().map(|(_, index)| *index).collect();
+        let oldest = furthest - MOST_SKIPPED;
+        assert!(indices.into_iter().eq(oldest..furthest));
+        assert_eq!(theirs.take(0, oldest - 1), Err(ChainError::TooOld));
+        assert_eq!(theirs.take(0, oldest), Ok(sent(oldest)));
+        assert_eq!(theirs.take(0, oldest), Err(ChainError::AlreadyUsed));
+        assert_eq!(theirs.take(0, furthest - 1), Ok(sent(furthest - 1)));
+    }
+
+    #[test]
+    fn an_epoch_keeps_2000_keys_and_the_lowest_go_first() {
+        let (_, theirs) = pair();
+        let mut theirs = Kept {
+            chain: theirs,
+            keys: BTreeMap::new(),
+        };
+        theirs.take(0, 1_501).unwrap();
+        assert_eq!(theirs.keys.len(), 1_500);
+        theirs.take(0, 2_502).unwrap();
+        assert_eq!(theirs.keys.len(), 2_000);
+        assert_eq!(theirs.chain.epochs[0].kept, 2_000);
+        assert_eq!(*theirs.keys.first_key_value().unwrap().0, (0, 501));
+        // Evicted though not too old: to the chain it looks as if it were used.
+        assert!(theirs.chain.check(0, 502).is_ok());
+        assert_eq!(theirs.take(0, 501), Err(ChainError::TooOld));
+    }
+
+    #[test]
+    fn epochs_are_added_strictly_in_order() {
+        let (mut chain, _) = pair();
+        for wrong in [0, 2, u64::MAX] {
+            assert_eq!(
+                chain.add_epoch(wrong, &epoch_key(9)),
+                Err(ChainError::NotNext)
+            );
+        }
+        assert_eq!(chain, pair().0);
+        chain.add_epoch(1, &epoch_key(1)).unwrap();
+        assert_eq!(chain.add_epoch(1, &epoch_key(1)), Err(ChainError::NotNext));
+        chain.add_epoch(2, &epoch_key(2)).unwrap();
+        assert_eq!((chain.oldest(), chain.current_epoch), (0, 2));
+    }
+
+    #[test]
+    fn every_epoch_has_its_own_keys() {
+        let (mut ours, mut theirs) = pair();
+        let mut seen = Vec::new();
+        for epoch in 0..4 {
+            if epoch > 0 {
+                ours.add_epoch(epoch, &epoch_key(epoch)).unwrap();
+                theirs.add_epoch(epoch, &epoch_key(epoch)).unwrap();
+            }
+            let sent = ours.send(epoch).unwrap();
+            let Ok(Received::Forward { key, .. }) = theirs.receive(epoch, 1) else {
+                panic!()
+            };
+            assert_eq!(key, sent.key);
+            assert!(!seen.contains(&key));
+            seen.push(key);
+        }
+    }
+
+    #[test]
+    fn sending_in_a_later_epoch_forgets_the_ones_before_the_last() {
+        let (_, mut chain) = pair();
+        for epoch in 1..=4 {
+            chain.add_epoch(epoch, &epoch_key(epoch)).unwrap();
+        }
+        for (epoch, index) in [(0, 3), (1, 1), (2, 2), (3, 5)] {
+            let received = chain.receive(epoch, index).unwrap();
+            chain.commit(received);
+        }
+        assert!(chain.send(0).unwrap().forgotten.is_empty());
+        assert!(chain.send(1).unwrap().forgotten.is_empty());
+        assert_eq!((chain.oldest(), chain.epochs.len()), (0, 5));
+        assert_eq!(chain.epochs[0].sending.open(), None);
+
+        let sent = chain.send(4).unwrap();
+        // Epoch 1 had no keys kept, and 3 is still there.
+        assert_eq!(sent.forgotten, [0, 2]);
+        assert_eq!((chain.oldest(), chain.epochs.len()), (3, 2));
+        assert_eq!(chain.epochs[0].sending.open(), None);
+        assert!(chain.epochs[1].sending.open().is_some());
+        for gone in [0, 1, 2] {
+            assert_eq!(chain.check(gone, 1), Err(ChainError::UnknownEpoch));
+            assert_eq!(chain.receive(gone, 1), Err(ChainError::UnknownEpoch));
+        }
+        assert!(chain.receive(3, 4).is_ok());
+        assert!(chain.receive(3, 6).is_ok());
+        for lower in [0, 3] {
+            assert_eq!(chain.send(lower), Err(ChainError::UnknownEpoch));
+        }
+        assert_eq!(chain.send(4).unwrap().index, 2);
+    }
+
+    #[test]
+    fn an_unknown_epoch_has_no_keys() {
+        let (mut chain, _) = pair();
+        let before = chain.clone();
+        for epoch in [1, u64::MAX] {
+            assert_eq!(chain.send(epoch), Err(ChainError::UnknownEpoch));
+            assert_eq!(chain.check(epoch, 1), Err(ChainError::UnknownEpoch));
+            assert_eq!(chain.receive(epoch, 1), Err(ChainError::UnknownEpoch));
+        }
+        assert_eq!(chain, before);
+    }
+
+    #[test]
+    fn the_counters_end_without_wrapping() {
+        let (mut chain, _) = pair();
+        chain.add_epoch(1, &epoch_key(1)).unwrap();
+        let SendingHalf::Open(half) = &mut chain.epochs[1].sending else {
+            panic!("the newest epoch is open");
+        };
+        half.index = u32::MAX;
+        chain.epochs[1].receiving.index = u32::MAX - 1;
+        let before = chain.clone();
+        assert_eq!(chain.send(1), Err(ChainError::Exhausted));
+        assert_eq!(chain, before);
+
+        assert!(matches!(
+            chain.receive(1, u32::MAX),
+            Ok(Received::Forward {
+                after: Half {
+                    index: u32::MAX,
+                    ..
+                },
+                ..
+            })
+        ));
+        chain.epochs[1].receiving.index = u32::MAX;
+        assert_eq!(chain.receive(1, u32::MAX), Err(ChainError::AlreadyUsed));
+        assert_eq!(
+            chain.receive(1, u32::MAX - MOST_SKIPPED - 1),
+            Err(ChainError::TooOld)
+        );
+
+        chain.current_epoch = u64::MAX;
+        assert_eq!(chain.add_epoch(0, &epoch_key(0)), Err(ChainError::NotNext));
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        let (chain, _) = pair();
+        let shown = format!("{chain:?} {:?}", chain.receive(0, 3));
+        let root = chain.root.as_bytes();
+        assert!(shown.contains("key: [secret]") && shown.contains("root: [secret]"));
+        assert!(
+            !shown.contains(&format!("{}, {}", root[0], root[1])),
+            "{shown}"
+        );
+    }
 }

@@ -15,7 +15,7 @@ pub(crate) const CHUNK_LEN: usize = 32;
 /// One chunk: sixteen elements.
 pub(crate) type Chunk = [u8; CHUNK_LEN];
 
-/// The most chunks of a message there is: those of an encapsulation key.
+/// Chunks of the longest message there is, an encapsulation key.
 const MOST_CHUNKS: usize = 36;
 
 /// For `n` chunks and each `k` below it: `1 / Π (k − j)` over the other `j` below `n`.
@@ -55,7 +55,7 @@ pub(crate) fn chunk(message: &[u8], index: u16) -> Chunk {
     }
     let rows = lanes_of_all(chunks);
     let points = first_points(chunks.len());
-    let weights = weights(&points, &denominators(&points), index);
+    let weights = weights(&points, &first_denominators(&points), index);
     to_chunk(&combine(&weights, &rows))
 }
 
@@ -92,7 +92,7 @@ pub(crate) fn coefficients(message: &[u8]) -> [Vec<u16>; 16] {
     let (chunks, _) = message.as_chunks();
     let rows = lanes_of_all(chunks);
     let points = first_points(chunks.len());
-    let denominators = denominators(&points);
+    let denominators = first_denominators(&points);
 
     // Π (x − k) over all points, constant term first.
     let mut product = vec![1];
@@ -129,10 +129,11 @@ pub(crate) fn coefficients(message: &[u8]) -> [Vec<u16>; 16] {
     polynomials
 }
 
-/// The message of sixteen polynomials; `None` unless all have as many coefficients.
+/// The message of sixteen polynomials; `None` unless all have the same number of coefficients, and no more
+/// than the longest message has chunks.
 pub(crate) fn from_coefficients(polynomials: &[Vec<u16>; 16]) -> Option<Vec<u8>> {
     let n = polynomials[0].len();
-    if polynomials.iter().any(|polynomial| polynomial.len() != n) {
+    if n > MOST_CHUNKS || polynomials.iter().any(|polynomial| polynomial.len() != n) {
         return None;
     }
     let rows: Vec<Lanes> = (0..n)
@@ -171,23 +172,27 @@ fn first_points(n: usize) -> Vec<u16> {
     (0..=u16::MAX).take(n).collect()
 }
 
+/// [`denominators`] of the points from 0 on, which every chunk beyond the message needs.
+fn first_denominators(points: &[u16]) -> Vec<u16> {
+    let n = points.len();
+    match INVERSE_DENOMINATORS.get(n) {
+        Some(row) => row[..n].to_vec(),
+        None => denominators(points),
+    }
+}
+
 /// For each point `1 / Π (point − other)` over the other points.
 fn denominators(points: &[u16]) -> Vec<u16> {
-    if let Some(row) = INVERSE_DENOMINATORS.get(points.len())
-        && points.iter().zip(0..).all(|(&point, at)| point == at)
-    {
-        return row[..points.len()].to_vec();
+    let mut products = vec![1; points.len()];
+    for &other in points {
+        // The products are independent of one another, which keeps the processor busy.
+        for (product, &point) in products.iter_mut().zip(points) {
+            if point != other {
+                *product = multiply(*product, point ^ other);
+            }
+        }
     }
-    points
-        .iter()
-        .map(|&point| {
-            let product = points
-                .iter()
-                .filter(|&&other| other != point)
-                .fold(1, |product, &other| multiply(product, point ^ other));
-            invert(product)
-        })
-        .collect()
+    products.into_iter().map(invert).collect()
 }
 
 /// What the value at each point counts for the value at `x` (Lagrange).
@@ -210,4 +215,119 @@ fn weights(points: &[u16], inverse_denominators: &[u16], x: u16) -> Vec<u16> {
         after = multiply(after, x ^ point);
     }
     weights
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn message(n: usize) -> Vec<u8> {
+        let mut message = vec![0; n * CHUNK_LEN];
+        ChaCha20Rng::seed_from_u64(n as u64).fill_bytes(&mut message);
+        message
+    }
+
+    fn chunks(message: &[u8], indices: &[u16]) -> Vec<(u16, Chunk)> {
+        indices
+            .iter()
+            .map(|&index| (index, chunk(message, index)))
+            .collect()
+    }
+
+    #[test]
+    fn any_n_chunks_restore_the_message_wherever_they_lie() {
+        for n in [1, 2, 3, 5, 30, 36, 40] {
+            let message = message(n);
+            let first: Vec<u16> = (0..40).take(n).collect();
+            let parity: Vec<u16> = (100..140).take(n).collect();
+            let last: Vec<u16> = (u16::MAX - 39..=u16::MAX).rev().take(n).collect();
+            let mixed: Vec<u16> = (0..)
+                .take(n)
+                .map(|at| if at % 2 == 0 { at } else { 1000 * at })
+                .collect();
+            for indices in [first, parity, last, mixed] {
+                let chunks = chunks(&message, &indices);
+                assert_eq!(restore(&chunks, n), Some(message.clone()), "{indices:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_counted_twice_are_not_enough() {
+        let message = message(3);
+        assert_eq!(restore(&chunks(&message, &[7, 1]), 3), None);
+        assert_eq!(restore(&chunks(&message, &[7, 1, 7, 1, 1]), 3), None);
+        assert_eq!(restore(&[], 3), None);
+        assert_eq!(restore(&chunks(&message, &[7, 1, 7, 9]), 3), Some(message));
+    }
+
+    #[test]
+    fn of_two_chunks_with_one_index_the_first_counts() {
+        let message = message(3);
+        let mut chunks = chunks(&message, &[7, 1, 9]);
+        chunks.push((1, [0xff; CHUNK_LEN]));
+        chunks.push((7, [0xff; CHUNK_LEN]));
+        assert_eq!(restore(&chunks, 3), Some(message));
+    }
+
+    #[test]
+    fn what_is_missing_comes_from_the_smallest_indices() {
+        let message = message(3);
+        let mut chunks = chunks(&message, &[3, 0, 5]);
+        chunks.push((6, [0xff; CHUNK_LEN]));
+        assert_eq!(restore(&chunks, 3), Some(message.clone()));
+        // What arrived of the message itself is taken as it is.
+        chunks.push((2, [0xff; CHUNK_LEN]));
+        let restored = restore(&chunks, 3).unwrap();
+        assert_eq!(restored[..32], message[..32]);
+        assert_eq!(restored[64..], [0xff; 32]);
+    }
+
+    #[test]
+    fn no_message_has_no_chunks() {
+        assert_eq!(chunk(&[], 0), [0; CHUNK_LEN]);
+        assert_eq!(restore(&[], 0), Some(Vec::new()));
+        assert_eq!(from_coefficients(&coefficients(&[])), Some(Vec::new()));
+    }
+
+    #[test]
+    fn the_coefficients_are_those_of_the_chunks() {
+        for n in [1, 3, 5, 30, 36] {
+            let message = message(n);
+            let polynomials = coefficients(&message);
+            for index in [0, 1, 35, 36, 1000, u16::MAX] {
+                // Horner's rule.
+                let values: Lanes = std::array::from_fn(|lane| {
+                    polynomials[lane]
+                        .iter()
+                        .rev()
+                        .fold(0, |value, &coefficient| {
+                            multiply(value, index) ^ coefficient
+                        })
+                });
+                assert_eq!(to_chunk(&values), chunk(&message, index), "{n} {index}");
+            }
+            assert_eq!(from_coefficients(&polynomials), Some(message));
+        }
+    }
+
+    #[test]
+    fn polynomials_of_different_or_excessive_degree_are_refused() {
+        let mut polynomials = coefficients(&message(5));
+        polynomials[15].pop();
+        assert_eq!(from_coefficients(&polynomials), None);
+        let polynomials = std::array::from_fn(|_| vec![0; MOST_CHUNKS + 1]);
+        assert_eq!(from_coefficients(&polynomials), None);
+    }
+
+    #[test]
+    fn the_table_holds_what_is_computed_otherwise() {
+        for n in 0..=MOST_CHUNKS {
+            let points = first_points(n);
+            assert_eq!(first_denominators(&points), denominators(&points));
+        }
+    }
 }

@@ -69,7 +69,11 @@ macro_rules! piece {
             pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
                 let accept: fn(&[u8; $len]) -> bool = $accept;
                 let bytes: &[u8; $len] = bytes.try_into().ok()?;
-                accept(bytes).then(|| Self(Box::new(*bytes)))
+                accept(bytes).then(|| {
+                    let mut copy = Box::new([0; $len]);
+                    copy.copy_from_slice(bytes);
+                    Self(copy)
+                })
             }
 
             pub(crate) fn as_bytes(&self) -> &[u8; $len] {
@@ -209,4 +213,148 @@ fn has_small_coefficients(state: &[u8; ENCAPSULATION_STATE_LEN]) -> bool {
         small &= (coefficient - Q) & (-coefficient - Q);
     }
     small < 0
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    fn rng() -> ChaCha20Rng {
+        ChaCha20Rng::seed_from_u64(1)
+    }
+
+    #[test]
+    fn both_ends_have_the_same_secret_and_a_damaged_ciphertext_gives_another() {
+        let mut rng = rng();
+        for _ in 0..20 {
+            let (header, ek, dk) = generate(&mut rng);
+            let (state, ct1, shared) = encapsulate1(&header, &mut rng);
+            let ct2 = encapsulate2(&state, &ek);
+            assert_eq!(decapsulate(&dk, &ct1, &ct2), shared);
+
+            let mut damaged = ct2.clone();
+            damaged.0[127] ^= 1;
+            assert_ne!(decapsulate(&dk, &ct1, &damaged), shared);
+            let mut damaged = ct1.clone();
+            damaged.0[0] ^= 1;
+            assert_ne!(decapsulate(&dk, &damaged, &ct2), shared);
+        }
+    }
+
+    #[test]
+    fn a_key_belongs_to_its_own_header_only() {
+        let mut rng = rng();
+        let (header, ek, _) = generate(&mut rng);
+        let (other, _, _) = generate(&mut rng);
+        assert!(is_key_of(&ek, &header));
+        assert!(!is_key_of(&ek, &other));
+        for at in 0..HEADER_LEN {
+            let mut damaged = header.clone();
+            damaged.0[at] ^= 1;
+            assert!(!is_key_of(&ek, &damaged));
+        }
+    }
+
+    #[test]
+    fn pieces_have_exactly_their_length() {
+        let (header, ek, dk) = generate(&mut rng());
+        let (state, ct1, _) = encapsulate1(&header, &mut rng());
+        let ct2 = encapsulate2(&state, &ek);
+        macro_rules! check {
+            ($($piece:ident: $type:ident,)*) => {$(
+                let bytes = $piece.as_bytes().as_slice();
+                assert_eq!($type::from_bytes(bytes), Some($piece.clone()));
+                assert_eq!($type::from_bytes(&bytes[1..]), None);
+                assert_eq!($type::from_bytes(&[bytes, &[0]].concat()), None);
+                assert_eq!($type::from_bytes(&[]), None);
+            )*};
+        }
+        check! {
+            header: Header,
+            ek: EncapsulationKey,
+            dk: DecapsulationKey,
+            ct1: Ct1,
+            ct2: Ct2,
+            state: EncapsulationState,
+        }
+    }
+
+    #[test]
+    fn keys_with_unreduced_coefficients_are_refused() {
+        let (_, ek, dk) = generate(&mut rng());
+        for at in [0, 3, EK_LEN - 3] {
+            // The coefficient 4095.
+            let mut damaged = ek.clone();
+            damaged.0[at] = 0xff;
+            damaged.0[at + 1] |= 0x0f;
+            assert_eq!(EncapsulationKey::from_bytes(damaged.as_bytes()), None);
+            for vector in [0, EK_LEN] {
+                let mut damaged = dk.clone();
+                damaged.0[vector + at] = 0xff;
+                damaged.0[vector + at + 1] |= 0x0f;
+                assert_eq!(DecapsulationKey::from_bytes(damaged.as_bytes()), None);
+            }
+        }
+        // Behind the vectors everything is a key.
+        let mut other = dk;
+        other.0[2 * EK_LEN..].fill(0xff);
+        assert_eq!(DecapsulationKey::from_bytes(other.as_bytes()), Some(other));
+    }
+
+    #[test]
+    fn states_have_coefficients_within_3328() {
+        let mut state = EncapsulationState(Box::new([0; ENCAPSULATION_STATE_LEN]));
+        for at in [0, 2, ENCAPSULATION_STATE_LEN - 34] {
+            for coefficient in [i16::MIN, -3329, -3328, 0, 3328, 3329, i16::MAX] {
+                state.0[at..at + 2].copy_from_slice(&coefficient.to_le_bytes());
+                assert_eq!(
+                    EncapsulationState::from_bytes(state.as_bytes()).is_some(),
+                    coefficient.unsigned_abs() <= 3328,
+                    "{coefficient}"
+                );
+            }
+            state.0[at..at + 2].fill(0);
+        }
+        state.0[ENCAPSULATION_STATE_LEN - 32..].fill(0xff);
+        assert!(EncapsulationState::from_bytes(state.as_bytes()).is_some());
+    }
+
+    #[test]
+    fn the_largest_coefficients_that_are_read_do_not_overflow() {
+        let largest = 3328_i16;
+        for sign in [1, -1] {
+            let mut state = [0; ENCAPSULATION_STATE_LEN];
+            for bytes in state.as_chunks_mut::<2>().0 {
+                *bytes = (sign * largest).to_le_bytes();
+            }
+            let state = EncapsulationState::from_bytes(&state).unwrap();
+            // Two coefficients of 3328 in three bytes.
+            let vectors = [0x00, 0x0d, 0xd0].repeat(2 * EK_LEN / 3);
+            let ek = EncapsulationKey::from_bytes(&vectors[..EK_LEN]).unwrap();
+            let _ = encapsulate2(&state, &ek);
+            let dk = [vectors, vec![0xff; DK_LEN - 2 * EK_LEN]].concat();
+            let dk = DecapsulationKey::from_bytes(&dk).unwrap();
+            let ct1 = Ct1(Box::new([0xff; CT1_LEN]));
+            let _ = decapsulate(&dk, &ct1, &Ct2(Box::new([0xff; CT2_LEN])));
+        }
+    }
+
+    #[test]
+    fn secret_pieces_erase_themselves_and_show_nothing() {
+        fn erases<T: ZeroizeOnDrop>() {}
+        erases::<DecapsulationKey>();
+        erases::<EncapsulationState>();
+
+        let (header, ek, dk) = generate(&mut rng());
+        let (state, ct1, _) = encapsulate1(&header, &mut rng());
+        assert_eq!(format!("{dk:?}"), "DecapsulationKey([secret])");
+        assert_eq!(format!("{state:?}"), "EncapsulationState([secret])");
+        assert_eq!(
+            format!("{:?}", (header, ek, ct1)),
+            "(Header(…), EncapsulationKey(…), Ct1(…))"
+        );
+    }
 }

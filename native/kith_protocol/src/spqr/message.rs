@@ -106,19 +106,15 @@ impl SpqrMessage {
             VERSION => {}
             version => return Err(SpqrMessageError::UnknownVersion(version)),
         }
-        Self::body(&mut rest)?.map_err(SpqrMessageError::UnknownType)
-    }
-
-    fn body(rest: &mut &[u8]) -> Result<Result<Self, u8>, SpqrMessageError> {
         let malformed = SpqrMessageError::Malformed;
-        let epoch = take_number(rest)
+        let epoch = take_number(&mut rest)
             .filter(|&epoch| epoch > 0)
             .ok_or(malformed)?;
-        let index = take_number(rest)
+        let index = take_number(&mut rest)
             .and_then(|index| index.try_into().ok())
             .ok_or(malformed)?;
-        let kind = take_byte(rest).ok_or(malformed)?;
-        let mut chunk = || take_chunk(rest).ok_or(malformed);
+        let kind = take_byte(&mut rest).ok_or(malformed)?;
+        let mut chunk = || take_chunk(&mut rest).ok_or(malformed);
         let payload = match kind {
             0 => Payload::None,
             1 => Payload::Header(chunk()?),
@@ -127,13 +123,13 @@ impl SpqrMessage {
             4 => Payload::Ct1Ack,
             5 => Payload::Ct1(chunk()?),
             6 => Payload::Ct2(chunk()?),
-            unknown => return Ok(Err(unknown)),
+            unknown => return Err(SpqrMessageError::UnknownType(unknown)),
         };
-        Ok(Ok(Self {
+        Ok(Self {
             epoch,
             index,
             payload,
-        }))
+        })
     }
 }
 
@@ -152,7 +148,8 @@ fn take_byte(rest: &mut &[u8]) -> Option<u8> {
     Some(first)
 }
 
-/// LEB128 of at most ten bytes and 64 bits; zeros in front are accepted, as Signal's parser does.
+/// LEB128 of at most ten bytes and 64 bits. That it is the shortest encoding is not asked for: the MAC of
+/// the message around it covers the bytes as they are.
 fn take_number(rest: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for place in 0..MOST_NUMBER_BYTES {
@@ -174,4 +171,118 @@ fn take_chunk(rest: &mut &[u8]) -> Option<IndexedChunk> {
     let (&data, behind) = rest.split_first_chunk()?;
     *rest = behind;
     Some(IndexedChunk { index, data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(payload: Payload) -> SpqrMessage {
+        SpqrMessage {
+            epoch: u64::MAX,
+            index: u32::MAX,
+            payload,
+        }
+    }
+
+    fn chunk() -> IndexedChunk {
+        IndexedChunk {
+            index: u16::MAX,
+            data: [7; CHUNK_LEN],
+        }
+    }
+
+    fn all() -> [SpqrMessage; 7] {
+        [
+            message(Payload::None),
+            message(Payload::Header(chunk())),
+            message(Payload::EncapsulationKey(chunk())),
+            message(Payload::EncapsulationKeyAndCt1Ack(chunk())),
+            message(Payload::Ct1Ack),
+            message(Payload::Ct1(chunk())),
+            message(Payload::Ct2(chunk())),
+        ]
+    }
+
+    #[test]
+    fn the_largest_numbers_survive() {
+        for message in all() {
+            assert_eq!(SpqrMessage::from_bytes(&message.to_bytes()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn every_message_cut_short_is_refused() {
+        for message in all() {
+            let bytes = message.to_bytes();
+            for length in 0..bytes.len() {
+                let expected = match length {
+                    0 => SpqrMessageError::Empty,
+                    _ => SpqrMessageError::Malformed,
+                };
+                assert_eq!(SpqrMessage::from_bytes(&bytes[..length]), Err(expected));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_behind_the_end_are_ignored() {
+        for message in all() {
+            let longer = [message.to_bytes(), vec![0xff; 50]].concat();
+            assert_eq!(SpqrMessage::from_bytes(&longer), Ok(message));
+        }
+    }
+
+    #[test]
+    fn only_version_1_is_read() {
+        assert_eq!(
+            SpqrMessage::from_bytes(&[0, 1, 1, 0]),
+            Err(SpqrMessageError::VersionZero)
+        );
+        for version in 2..=u8::MAX {
+            assert_eq!(
+                SpqrMessage::from_bytes(&[version, 1, 1, 0]),
+                Err(SpqrMessageError::UnknownVersion(version))
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_types_are_refused() {
+        for kind in 7..=u8::MAX {
+            assert_eq!(
+                SpqrMessage::from_bytes(&[&[1, 1, 1, kind, 0][..], &[0; 32]].concat()),
+                Err(SpqrMessageError::UnknownType(kind))
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_refused() {
+        let read = |numbers: &[&[u8]], rest: &[u8]| {
+            SpqrMessage::from_bytes(&[&[1], &numbers.concat()[..], rest].concat())
+                .map(|message| (message.epoch, message.index))
+        };
+        let longest = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+        let too_large = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02];
+        let too_long = [
+            0x81, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x00,
+        ];
+        let malformed = Err(SpqrMessageError::Malformed);
+        assert_eq!(read(&[&longest, &[0]], &[0]), Ok((u64::MAX, 0)));
+        assert_eq!(read(&[&too_large, &[0]], &[0]), malformed);
+        assert_eq!(read(&[&too_long, &[0]], &[0]), malformed);
+        assert_eq!(read(&[&[0x81, 0x00], &[0x82, 0x00]], &[0]), Ok((1, 2)));
+        assert_eq!(read(&[&[0], &[1]], &[0]), malformed);
+        assert_eq!(read(&[&[0x80, 0x00], &[1]], &[0]), malformed);
+
+        let index_of_32_bits = [0xff, 0xff, 0xff, 0xff, 0x0f];
+        let index_of_33_bits = [0x80, 0x80, 0x80, 0x80, 0x10];
+        assert_eq!(read(&[&[1], &index_of_32_bits], &[0]), Ok((1, u32::MAX)));
+        assert_eq!(read(&[&[1], &index_of_33_bits], &[0]), malformed);
+
+        let chunk = |index: &[u8]| [&[1], index, &[0; 32]].concat();
+        assert_eq!(read(&[&[1], &[1]], &chunk(&[0xff, 0xff, 0x03])), Ok((1, 1)));
+        assert_eq!(read(&[&[1], &[1]], &chunk(&[0x80, 0x80, 0x04])), malformed);
+    }
 }

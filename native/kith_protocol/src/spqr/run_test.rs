@@ -1,44 +1,13 @@
 //! A whole run of two parties, recorded, step by step.
 
-use std::convert::Infallible;
-
-use rand_core::{TryCryptoRng, TryRng};
-use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::decoder::PageLookup;
 use super::message::SpqrMessage;
+use super::vectors::{Script, bytes, derived};
 use super::{Received, Side, Spqr};
 use crate::secret::SecretBytes;
 use crate::session::{EntryGroup, EntryPosition};
-use std::collections::BTreeMap;
-
-/// Gives exactly these bytes.
-struct Script(Vec<u8>);
-
-impl TryRng for Script {
-    type Error = Infallible;
-
-    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        panic!("numbers are not drawn")
-    }
-
-    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        panic!("numbers are not drawn")
-    }
-
-    fn try_fill_bytes(&mut self, destination: &mut [u8]) -> Result<(), Infallible> {
-        assert!(
-            self.0.len() >= destination.len(),
-            "more is drawn than recorded"
-        );
-        let rest = self.0.split_off(destination.len());
-        destination.copy_from_slice(&self.0);
-        self.0 = rest;
-        Ok(())
-    }
-}
-
-impl TryCryptoRng for Script {}
 
 struct Party {
     spqr: Spqr,
@@ -55,8 +24,8 @@ impl Party {
         }
     }
 
-    fn receive(&mut self, bytes: &[u8]) -> Option<SecretBytes> {
-        let message = SpqrMessage::from_bytes(bytes).unwrap();
+    fn receive(&mut self, message: &[u8]) -> Option<SecretBytes> {
+        let message = SpqrMessage::from_bytes(message).unwrap();
         self.spqr.check(&message).unwrap();
         let received = self.spqr.receive_key(&message).unwrap();
         let key = match &received {
@@ -94,21 +63,16 @@ impl Party {
     }
 }
 
-fn hex(value: &Value) -> Vec<u8> {
-    hex::decode(value.as_str().unwrap()).unwrap()
-}
-
 #[test]
 fn a_recorded_run_is_reproduced_byte_for_byte() {
-    let text = include_str!("../../tests/vectors/derived.json");
-    let vectors: Value = serde_json::from_str(text).unwrap();
+    let vectors = derived();
     let run = &vectors["spqr_run"];
-    let auth_key: [u8; 32] = hex(&run["auth_key"]).try_into().unwrap();
+    let auth_key: [u8; 32] = bytes(&run["auth_key"]).try_into().unwrap();
     let auth_key = SecretBytes::copy_of(&auth_key);
     let mut a = Party::new(&auth_key, Side::Initiator);
     let mut b = Party::new(&auth_key, Side::Responder);
     let mut sent: Vec<(Vec<u8>, SecretBytes)> = Vec::new();
-    let mut states = std::collections::BTreeSet::new();
+    let mut states = BTreeSet::new();
     let steps = run["steps"].as_array().unwrap();
     for (number, step) in steps.iter().enumerate() {
         let party = match step["by"].as_str().unwrap() {
@@ -117,7 +81,7 @@ fn a_recorded_run_is_reproduced_byte_for_byte() {
         };
         match step["op"].as_str().unwrap() {
             "send" => {
-                let randomness = step.get("randomness").map_or_else(Vec::new, hex);
+                let randomness = step.get("randomness").map_or_else(Vec::new, bytes);
                 let mut script = Script(randomness);
                 let out = party.spqr.send(&mut script).unwrap();
                 assert!(
@@ -126,12 +90,12 @@ fn a_recorded_run_is_reproduced_byte_for_byte() {
                 );
                 assert_eq!(
                     out.message,
-                    hex(&step["message"]),
+                    bytes(&step["message"]),
                     "message of step {number}"
                 );
                 assert_eq!(
                     out.key.as_bytes().as_slice(),
-                    hex(&step["key"]),
+                    bytes(&step["key"]),
                     "key of step {number}"
                 );
                 sent.push((out.message, out.key));
