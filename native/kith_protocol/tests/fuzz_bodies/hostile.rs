@@ -9,7 +9,7 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 /// How far ahead messages are.
-const JUMPS: [u32; 8] = [0, 1, 2, 5, 40, 1_999, 2_001, 3_000];
+const JUMPS: [u32; 8] = [0, 1, 2, 5, 40, 1_999, 2_001, 25_001];
 
 const MOST_STEPS: usize = 48;
 

@@ -91,6 +91,9 @@ fn conversations() -> Vec<(String, Vec<u8>)> {
     // One side sends much more than the other, so that parts arrive in another order.
     scripts.push([[2, 3, 0x18, 0x12, 1, 8].as_slice(); 20].concat());
     scripts.push([[2, 1, 0x18, 0x12, 3, 8].as_slice(); 20].concat());
+    scripts.push([[2, 6, 0x18, 0x12, 5, 8].as_slice(); 16].concat());
+    // Much is lost, so that what is sent goes on behind its end.
+    scripts.push([[2, 31, 0x1a, 0, 1, 0x18, 0, 9, 8, 0x10, 3, 8].as_slice(); 8].concat());
     named("script", scripts)
 }
 
@@ -110,6 +113,31 @@ fn hostile_peers() -> Vec<(String, Vec<u8>)> {
         }
         script.extend([6, 0, 3, 0x40, 0, 1, 1, 1, 1]);
         scripts.push((format!("whole_{name}"), script));
+    }
+    // Far ahead, further than is accepted, and behind.
+    for stage in [5, 7, 11] {
+        let mut script = vec![stage];
+        for shape in [0xbc_u8, 0xd4, 0xd8, 0x14, 0x18, 0x1c, 0x00, 0xe0] {
+            script.extend([
+                0,
+                shape,
+                0x70,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                shape & 0xe0,
+                0xf0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ]);
+        }
+        scripts.push((format!("far_{stage}"), script));
     }
     scripts.push((
         "version_3".into(),
@@ -317,6 +345,10 @@ fn official_records() -> Vec<(String, Vec<u8>)> {
     seeds.push((
         "several_sessions".into(),
         record(&STAGES.met, SkippedKeyFormat::Seeds),
+    ));
+    seeds.push((
+        "parity".into(),
+        record(&STAGES.parity.device, SkippedKeyFormat::Seeds),
     ));
     let [mut alice, mut bob] = super::device::Device::pair(6, false);
     let bundle = bob.bundle(kith_protocol::Version::V4, Some(1));

@@ -41,6 +41,8 @@ impl Stage {
 pub(crate) struct Stages {
     /// One for each of [`STATES`], in their order, of version 4.
     pub(crate) states: Vec<Stage>,
+    /// One that sends chunks beyond those of the whole.
+    pub(crate) parity: Stage,
     /// Of version 3.
     pub(crate) version_3: Stage,
     /// A device that published keys and has no session, and the first messages of either version to it.
@@ -64,7 +66,7 @@ impl Stages {
     fn new() -> Self {
         let mut found: [Option<Stage>; 11] = Default::default();
         // Who sends how many in a turn decides which of two things arrives first.
-        for burst in [[1, 1], [3, 1], [1, 3]] {
+        for burst in [[1, 1], [3, 1], [1, 3], [6, 5]] {
             converse(Version::V4, burst, 90, |stage| {
                 let braid = stage.device.record.current().and_then(|it| it.info().braid);
                 let Some(braid) = braid else { return };
@@ -90,6 +92,13 @@ impl Stages {
             .map(|(stage, name)| stage.unwrap_or_else(|| panic!("{name} was never reached")))
             .map(Stage::without_what_is_too_late)
             .collect();
+        let mut parity = None;
+        converse(Version::V4, [44, 1], 2, |stage| {
+            let state = stage.device.record.current().and_then(|it| it.info().braid);
+            if state.is_some_and(|it| it.state == "HeaderSent") {
+                parity = Some(stage.clone());
+            }
+        });
         let mut version_3 = None;
         converse(Version::V3, [2, 1], 6, |stage| {
             version_3 = Some(stage.clone());
@@ -116,6 +125,7 @@ impl Stages {
         }
         Self {
             states,
+            parity: parity.expect("a header was sent"),
             version_3: version_3
                 .expect("a conversation")
                 .without_what_is_too_late(),
