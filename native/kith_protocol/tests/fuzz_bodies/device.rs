@@ -204,7 +204,23 @@ impl Device {
         let before = self.record.clone();
         let opened = self.open(bytes, is_prekey_message);
         match &opened {
-            Ok(opened) => self.changed(&opened.changes),
+            Ok(opened) => {
+                let changes = &opened.changes;
+                let used = (
+                    changes.prekey_used,
+                    changes.kyber_prekey_used,
+                    changes.base_key_used,
+                );
+                let names = PreKeySignalMessage::from_bytes(bytes)
+                    .ok()
+                    .filter(|_| is_prekey_message && changes.established)
+                    .map_or((None, None, None), |it| {
+                        let base_key = (it.signed_prekey_id(), *it.base_key());
+                        (it.prekey_id(), it.kyber_prekey_id(), Some(base_key))
+                    });
+                assert_eq!(used, names, "what a new session was made from");
+                self.changed(changes);
+            }
             Err(_) => assert!(
                 before == self.record,
                 "a message that was refused changed the state"

@@ -13,6 +13,20 @@ const JUMPS: [u32; 8] = [0, 1, 2, 5, 40, 1_999, 2_001, 25_001];
 
 const MOST_STEPS: usize = 48;
 
+/// The steps that only authentic keys and ciphertexts lead to.
+const NEEDS_AUTHENTIC: [(&str, &str); 5] = [
+    ("NoHeaderReceived", "HeaderReceived"),
+    ("Ct1Sampled", "EkReceivedCt1Sampled"),
+    ("Ct1Sampled", "Ct2Sampled"),
+    ("Ct1Acknowledged", "Ct2Sampled"),
+    ("EkSentCt1Received", "NoHeaderReceived"),
+];
+
+fn braid_state(device: &Device) -> &'static str {
+    let braid = device.record.current().and_then(|it| it.info().braid);
+    braid.map_or("", |it| it.state)
+}
+
 /// The input: a byte for the stage, then operations of one byte and their arguments.
 pub(crate) fn run(data: &[u8]) {
     let mut tape = Tape(data);
@@ -24,7 +38,14 @@ pub(crate) fn run(data: &[u8]) {
         match operation % 8 {
             0..=2 => {
                 let message = forge(&victim, operation, &mut tape, None);
+                let before = braid_state(&victim);
                 receive(&mut victim, message, &mut forged);
+                // Its chunks are none of anything the honest peer made.
+                let after = braid_state(&victim);
+                assert!(
+                    !NEEDS_AUTHENTIC.contains(&(before, after)),
+                    "a wrong chunk led from {before} to {after}"
+                );
             }
             // What the honest peer would send, with other bytes in it.
             3 | 4 => {

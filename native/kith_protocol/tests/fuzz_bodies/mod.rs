@@ -52,18 +52,18 @@ const fn target(name: &'static str, body: fn(&[u8]), mutations: usize) -> Target
 
 /// Every target.
 pub(crate) const TARGETS: [Target; 12] = [
-    target("bundle", bundle, 100),
+    target("bundle", bundle, 200),
     target("decrypt", decrypt, 30),
     target("entries", entries, 1_000),
     target("fingerprint", fingerprint, 2_000),
     target("hostile_peer", hostile_peer, 60),
-    target("kyber_key", kyber_key, 200),
-    target("official_record", official_record, 60),
-    target("post_quantum", post_quantum, 300),
-    target("prekey_message", prekey_message, 200),
-    target("public_key", public_key, 200),
-    target("signal_message", signal_message, 300),
-    target("stored_state", stored_state, 60),
+    target("kyber_key", kyber_key, 2_000),
+    target("official_record", official_record, 1_000),
+    target("post_quantum", post_quantum, 500),
+    target("prekey_message", prekey_message, 2_000),
+    target("public_key", public_key, 300),
+    target("signal_message", signal_message, 2_000),
+    target("stored_state", stored_state, 1_000),
 ];
 
 /// A SignalMessage: what parses keeps its bytes, and is opened or refused without a trace by sessions of either

@@ -1,11 +1,13 @@
 //! The seeds of the corpus: real messages, states, records and keys, and scripts that lead far.
 
 use kith_protocol::{
-    EntryGroup, Fingerprint, IdentityKey, KeyPair, OfficialRecord, PrivateKey, SkippedKeyFormat,
+    EntryGroup, Fingerprint, IdentityKey, KeyPair, OfficialRecord, PreKeySignalMessage, PrivateKey,
+    SkippedKeyFormat,
 };
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::forge::{put_bytes, put_number};
 use super::hostile::post_quantum_field;
 use super::stages::{STAGES, STATES};
 
@@ -20,7 +22,7 @@ pub(crate) fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "kyber_key" => kyber_keys(),
         "official_record" => official_records(),
         "post_quantum" => post_quantum_parts(),
-        "prekey_message" => named("first", STAGES.first.clone()),
+        "prekey_message" => prekey_messages(),
         "public_key" => public_keys(),
         "signal_message" => signal_messages(),
         "stored_state" => stored_states(),
@@ -108,8 +110,20 @@ fn hostile_peers() -> Vec<(String, Vec<u8>)> {
         scripts.push((format!("state_{name}"), script));
         // The header, or the rest, in full and wrong: what is complete is checked.
         let mut script = vec![stage];
-        for chunk in 0..4 {
-            script.extend([0, 0, 0x71, chunk, 1, 1, 1, 1, 0, 3, 0x76, chunk, 1, 1, 1, 1]);
+        let (kind, first) = match name {
+            // The encapsulation key begins to arrive when this side has sent.
+            "HeaderReceived" => {
+                script.push(6);
+                (2, 0)
+            }
+            "Ct1Sampled" => (2, 80),
+            "Ct1Acknowledged" => (3, 80),
+            "NoHeaderReceived" => (1, 80),
+            "HeaderSent" => (5, 80),
+            _ => (6, 80),
+        };
+        for chunk in first..first + 38 {
+            script.extend([0, 0, 0x70 | kind, chunk, 1, 1, 1, 1]);
         }
         script.extend([6, 0, 3, 0x40, 0, 1, 1, 1, 1]);
         scripts.push((format!("whole_{name}"), script));
@@ -185,6 +199,20 @@ fn fingerprints() -> Vec<(String, Vec<u8>)> {
     named("scanned", seeds)
 }
 
+fn prekey_messages() -> Vec<(String, Vec<u8>)> {
+    let mut seeds = named("first", STAGES.first.clone());
+    // Version 3 around version 4.
+    let parsed = |at: usize| PreKeySignalMessage::from_bytes(&STAGES.first[at]).expect("a message");
+    let (outer, inner) = (parsed(0), parsed(2));
+    let mut mixed = vec![0x34];
+    put_bytes(&mut mixed, 2, &outer.base_key().to_bytes());
+    put_bytes(&mut mixed, 3, &outer.identity_key().to_bytes());
+    put_bytes(&mut mixed, 4, inner.message().as_bytes());
+    put_number(&mut mixed, 6, outer.signed_prekey_id().into());
+    seeds.push(("mixed".into(), mixed));
+    seeds
+}
+
 fn kyber_keys() -> Vec<(String, Vec<u8>)> {
     let pair = &STAGES.fresh.keys.kyber.key_pair;
     vec![
@@ -215,7 +243,7 @@ fn public_keys() -> Vec<(String, Vec<u8>)> {
     };
     let base = |at: usize| {
         let message = &STAGES.first[at];
-        let message = kith_protocol::PreKeySignalMessage::from_bytes(message).expect("a message");
+        let message = PreKeySignalMessage::from_bytes(message).expect("a message");
         message.base_key().to_bytes().to_vec()
     };
     let signature = STAGES.fresh.identity.sign(b"nothing it signed", &mut rng);
@@ -290,7 +318,14 @@ fn stored_states() -> Vec<(String, Vec<u8>)> {
     let mut seeds = Vec::new();
     for (stage, name) in STAGES.states.iter().zip(STATES) {
         let session = stage.device.record.current().expect("a session");
-        seeds.push((name.to_string(), session.to_bytes().to_vec()));
+        let mut bytes = session.to_bytes().to_vec();
+        seeds.push((name.to_string(), bytes.clone()));
+        if name == "EkReceivedCt1Sampled" {
+            // The state of the encapsulation comes before key and ciphertext; its coefficients are too large.
+            let at = bytes.len() - 2080 - 1152 - 960;
+            bytes[at..at + 2048].fill(0x7f);
+            seeds.push(("large_coefficients".into(), bytes));
+        }
     }
     let sessions = [
         ("version_3", &STAGES.version_3.device),
