@@ -7,7 +7,7 @@ export LC_ALL := C.UTF-8
 # Where .ci/setup puts a newer Node than the system's.
 export PATH := $(CURDIR)/.ci/node/node_modules/current/bin:$(PATH)
 
-.PHONY: help demo test interop bench lint
+.PHONY: help demo test interop bench lint fuzz
 
 help:
 	@echo 'make demo    a family of six talks, loses its connection, restarts and catches up'
@@ -20,6 +20,9 @@ help:
 	@echo '             KITH_SEED=number another network'
 	@echo 'make bench   the benchmarks; writes docs/benchmarks.md'
 	@echo 'make lint    formats and lints'
+	@echo 'make fuzz    fuzzes a parser or the whole decrypt path; installs cargo-fuzz'
+	@echo '             TARGET=name      one of native/kith_protocol/fuzz/fuzz_targets; all in turn without'
+	@echo '             SECONDS=number   for each target; 60 without'
 
 demo:
 	@.ci/setup build $(if $(filter official,$(PEER)),peer)
@@ -44,3 +47,6 @@ lint:
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mix format --check-formatted
 	mix compile --force --warnings-as-errors
+
+fuzz:
+	@.ci/fuzz '$(or $(SECONDS),60)' $(TARGET)
