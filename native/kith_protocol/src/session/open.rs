@@ -128,17 +128,19 @@ impl Session {
 
     /// The hashes that trying `message` costs if its ratchet key is new here.
     pub(super) fn trial_cost(&self, message: &SignalMessage) -> u32 {
-        let steps = match &self.spqr {
-            None => 0,
-            Some(spqr) => message
-                .post_quantum()
-                .ok()
-                .filter(|message| spqr.check(message).is_ok())
-                .map_or(0, |message| spqr.jump(&message)),
+        let Some(spqr) = &self.spqr else {
+            return message.counter();
         };
+        // What cannot have a key here is refused before anything is hashed.
         message
-            .counter()
-            .saturating_add(steps.saturating_mul(HASHES_PER_POST_QUANTUM_STEP))
+            .post_quantum()
+            .ok()
+            .filter(|message| spqr.check(message).is_ok())
+            .map_or(0, |post_quantum| {
+                spqr.jump(&post_quantum)
+                    .saturating_mul(HASHES_PER_POST_QUANTUM_STEP)
+                    .saturating_add(message.counter())
+            })
     }
 
     /// Opens `message` without changing the session.
