@@ -7,7 +7,7 @@ export LC_ALL := C.UTF-8
 # Where .ci/setup puts a newer Node than the system's.
 export PATH := $(CURDIR)/.ci/node/node_modules/current/bin:$(PATH)
 
-.PHONY: help demo test bench lint fuzz
+.PHONY: help demo test interop bench lint fuzz
 
 help:
 	@echo 'make demo    a family of six talks, loses its connection, restarts and catches up'
@@ -15,6 +15,9 @@ help:
 	@echo '             PEER=official    the last of the people uses the official Signal client'
 	@echo '             SEED=number      other absences'
 	@echo 'make test    all tests, with the official Signal client as a live peer'
+	@echo 'make interop a long conversation with the official Signal client in both roles; one line of figures'
+	@echo '             MESSAGES=number  how many, 20000 unless said'
+	@echo '             KITH_SEED=number another network'
 	@echo 'make bench   the benchmarks; writes docs/benchmarks.md'
 	@echo 'make lint    formats and lints'
 	@echo 'make fuzz    fuzzes a parser or the whole decrypt path; installs cargo-fuzz'
@@ -29,6 +32,10 @@ demo:
 test:
 	@.ci/setup build peer
 	@.ci/test
+
+interop:
+	@.ci/setup build peer
+	@.ci/interop $(or $(MESSAGES),20000)
 
 bench:
 	@.ci/setup build peer

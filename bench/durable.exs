@@ -13,6 +13,7 @@ defmodule Bench.Durable do
         name: __MODULE__,
         database: Path.join(directory, "kith.db"),
         keys: [current: {"bench", {:key, key}}],
+        one_time_kyber_prekeys: 100,
         replenish_below: 0
       )
 

@@ -120,8 +120,8 @@ defmodule Bench.Report do
   end
 
   defp compared(run, oldest) do
-    "#{String.capitalize(name(run, oldest))} speaks version 3 here, as Kith does; the later release does more " <>
-      "work for its post-quantum ratchet. Neither stores anything on a disk."
+    "#{String.capitalize(name(run, oldest))} speaks version 3 here and does less work; the later release speaks " <>
+      "version 4, as Kith does. Neither stores anything on a disk."
   end
 
   defp decrypt(run) do

@@ -27,7 +27,8 @@ defmodule Kith do
   ## What it protects
 
   Every message has a key of its own that is deleted once it was used, and a session heals by itself one round
-  trip after its state was stolen. Private keys and session states are sealed before they leave the native
+  trip after its state was stolen. What is recorded today cannot be read with a quantum computer later: sessions are
+  of version 4 of Signal's protocol, unless `:minimum_version` allows less. Private keys and session states are sealed before they leave the native
   library; the database holds nothing that opens without a key-encryption key that is not in it.
 
   That protects people from whoever gets hold of the database, of a backup, of a replica or of the traffic.
@@ -90,6 +91,7 @@ defmodule Kith do
     unregister: [:address],
     replenish: [:address],
     prekey_count: [:address],
+    kyber_prekey_count: [:address],
     pre_key_bundle: [:address],
     publish_bundle: [:address, :bundle],
     encrypt: [:from, :to, :plaintext],
@@ -100,6 +102,7 @@ defmodule Kith do
     trust: [:address, :peer],
     trust: [:address, :peer, :options],
     reset_session: [:address, :peer],
+    import_record: [:address, :peer, :record],
     session_info: [:address, :peer],
     delete: [:address, :peer]
   ]
@@ -157,18 +160,37 @@ defmodule Kith do
   def start_link(options), do: Kith.Supervisor.start_link(options)
 
   @doc """
-  Gives a device its keys: an identity key, a signed prekey and one-time prekeys (100, unless
-  `:one_time_prekeys` says otherwise).
+  Gives a device its keys: an identity key, a signed prekey, a Kyber prekey of last resort, and one-time prekeys of
+  both kinds (100 and 20, unless `:one_time_prekeys` and `:one_time_kyber_prekeys` say otherwise).
 
   A device that has keys keeps them, so it may be called at every login.
 
     * `:device` - another device than 1, where a user and not an address is given.
+    * `:identity_key_pair` - for an application that moves to Kith: the identity key pair the device has, as Signal's
+      own library serializes it. `import_record/4` then takes over its sessions.
+    * `:registration_id` - the registration id that goes with it. Default: a random one.
 
-  Errors: `:key_not_found` when the private keys of this device live elsewhere (`publish_bundle/3`).
+  With `:identity_key_pair` a private key is an Elixir binary, and stays one in the memory of the VM until it is
+  collected. This call and `import_record/4` are the only ones of which that is true. Neither prints it, and neither
+  should the application.
+
+  Errors: `:key_not_found` when the private keys of this device live elsewhere (`publish_bundle/3`), `:malformed` for
+  bytes that are no key pair, `:untrusted_identity` when the device has another pair already.
   """
   @spec register(name, Address.given(), keyword) :: result(registered)
   def register(name, user, options \\ []) do
-    Registration.register(Instance.fetch!(name), device(user, options))
+    options = options!(options, [:device, :identity_key_pair, :registration_id])
+    {pair, id} = {options[:identity_key_pair], options[:registration_id]}
+
+    # What is given in its place may well be a key.
+    if not (pair == nil or is_binary(pair)),
+      do: raise(ArgumentError, "expected :identity_key_pair to be a binary")
+
+    if not (id == nil or (is_integer(id) and id in 0..0xFFFFFFFF)),
+      do: raise(ArgumentError, "expected :registration_id to be an integer of 32 bits")
+
+    given = %{identity_key_pair: pair, registration_id: id}
+    Registration.register(Instance.fetch!(name), device(user, options[:device]), given)
   end
 
   @doc """
@@ -182,7 +204,8 @@ defmodule Kith do
     do: Registration.unregister(Instance.fetch!(name), Address.new!(address))
 
   @doc """
-  Makes one-time prekeys until a device has `:one_time_prekeys` again. Returns how many were made.
+  Makes one-time prekeys until a device has `:one_time_prekeys` and `:one_time_kyber_prekeys` again. Returns how many
+  of the former were made.
 
   It runs by itself when a claim leaves fewer than `:replenish_below`. It also deletes used ones whose
   grace is over.
@@ -200,13 +223,22 @@ defmodule Kith do
   """
   @spec prekey_count(name, Address.given()) :: result(non_neg_integer)
   def prekey_count(name, address),
-    do: Registration.prekey_count(Instance.fetch!(name), Address.new!(address))
+    do: Registration.prekey_count(Instance.fetch!(name), Address.new!(address), :one_time)
+
+  @doc """
+  Returns how many one-time Kyber prekeys a device can still hand out. The one of last resort does not count.
+
+  Errors: `:not_registered`.
+  """
+  @spec kyber_prekey_count(name, Address.given()) :: result(non_neg_integer)
+  def kyber_prekey_count(name, address),
+    do: Registration.prekey_count(Instance.fetch!(name), Address.new!(address), :kyber_one_time)
 
   @doc """
   Hands out the public keys with which a client of its own starts a session with a device.
 
-  Each one-time prekey is handed out once. When none is left the bundle has none, which the protocol allows.
-  `encrypt/4` does this by itself. Errors: `:not_registered`.
+  Each one-time prekey is handed out once. When none is left the bundle has none, which the protocol allows, and the
+  Kyber prekey of last resort. `encrypt/4` does this by itself. Errors: `:not_registered`.
   """
   @spec pre_key_bundle(name, Address.given()) :: result(PreKeyBundle.t())
   def pre_key_bundle(name, address),
@@ -215,13 +247,16 @@ defmodule Kith do
   @doc """
   Publishes the public keys of a device whose private keys live elsewhere, for example in a Signal client.
 
-  Takes a `Kith.PreKeyBundle` or a map of its fields, with any number of one-time prekeys in `:prekeys`. Others
-  can then `encrypt/4` to that device. To publish again adds one-time prekeys and replaces the signed prekey.
-  With another identity key it also ends the sessions others have with the device: their next message is refused with
+  Takes a `Kith.PreKeyBundle` or a map of its fields, with any number of one-time prekeys in `:prekeys` and
+  `:kyber_prekeys`; `:kyber_prekey` is the one of last resort. Others can then `encrypt/4` to that device. To publish
+  again adds one-time prekeys and replaces the signed prekey and the Kyber prekey of last resort. With another identity key it also ends the sessions others have with the device: their next message is refused with
   `:untrusted_identity` until they `trust/4` the new key. Returns the stock of one-time prekeys.
 
+  A bundle without a Kyber prekey is one of version 3, for which an instance with `minimum_version: 3` has room.
+
   Whose bundle it is, the application has to know. Errors: `:malformed`, `:tampered` for a wrong signature,
-  `:too_large` over 1,000 one-time prekeys, `:untrusted_identity` for a device that was registered here.
+  `:unsupported_version` for a bundle without a Kyber prekey, `:too_large` over 1,000 one-time prekeys of a kind,
+  `:untrusted_identity` for a device that was registered here.
   """
   @spec publish_bundle(name, Address.given(), PreKeyBundle.t() | map) :: result(non_neg_integer)
   def publish_bundle(name, address, bundle) do
@@ -238,7 +273,8 @@ defmodule Kith do
   The envelope of a session opens once. Store or send it as it is: encrypting again makes another message.
 
   Errors: `:not_registered` for either side, `:key_not_found` when the sender's private keys live
-  elsewhere, `:untrusted_identity`, `:too_large`, and those of the machinery: `:corrupted_state`, `:stale`,
+  elsewhere, `:untrusted_identity`, `:unsupported_version` when the peer has no Kyber prekey and must have one,
+  `:too_large`, and those of the machinery: `:corrupted_state`, `:stale`,
   `:storage`, `:panic`.
   """
   @spec encrypt(name, Address.given(), Address.given(), binary) :: result(Envelope.t())
@@ -325,7 +361,8 @@ defmodule Kith do
 
   The first identity key seen of a peer is remembered by itself: the one that peer has registered or published, or
   for a peer without keys here the one in their first message. Call this after `:untrusted_identity`, once the people
-  have compared their `safety_number/3`. A session with the identity of before is ended.
+  have compared their `safety_number/3`. A session with the identity of before is ended. A peer seen with version 4 of
+  the protocol is held to it under the new key too.
 
     * `:identity_key` - the 33 bytes to trust. Default: the key the peer has registered or published.
     * `:verified` - `true` when the number was compared. Default `false`. `session_info/3` shows it.
@@ -360,6 +397,28 @@ defmodule Kith do
     do: Peers.reset(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
 
   @doc """
+  Takes over the sessions of a device with a peer from a record of Signal's own library.
+
+  For an application that moves to Kith, after `register/3` with `:identity_key_pair`. All of the record is taken or
+  nothing: the current session, the archived ones, and the keys of messages still on their way. A session that is here
+  already is put away, as by `reset_session/3`. The identity key of the peer is remembered, if none is.
+
+  From then on only Kith may use these sessions: a record is a moment in them, and whoever goes on from it twice uses
+  a message key twice. The record is the secrets of its sessions, as an Elixir binary; see `register/3`.
+
+  Errors: `:malformed` for bytes that are no record, or one of another device; `:unsupported_version`;
+  `:untrusted_identity` when another key is remembered of the peer, or registered or published for them;
+  `:duplicate` when a session of the record is here already; `:not_registered`, `:key_not_found`.
+  """
+  @spec import_record(name, Address.given(), Address.given(), binary) :: result(:imported)
+  def import_record(name, address, peer, record) do
+    # What is given in its place may well be a secret.
+    if not is_binary(record), do: raise(ArgumentError, "expected the record to be a binary")
+    instance = Instance.fetch!(name)
+    Peers.import_record(instance, Address.new!(address), Address.new!(peer), record)
+  end
+
+  @doc """
   Returns what can be told of a session without its secrets, as a map.
 
   Errors: `:session_not_found`, `:not_registered`, `:key_not_found`, `:corrupted_state`.
@@ -371,7 +430,8 @@ defmodule Kith do
   @doc """
   Makes a device forget a peer: the session and the remembered identity.
 
-  The next identity key seen of that peer is trusted as the first one was. Errors: `:session_not_found`,
+  The next identity key seen of that peer is trusted as the first one was, and any version from `:minimum_version` on is
+  accepted of them. Errors: `:session_not_found`,
   `:not_registered`, `:key_not_found`.
   """
   @spec delete(name, Address.given(), Address.given()) :: result(:deleted)
@@ -407,10 +467,23 @@ defmodule Kith do
     end
   end
 
-  defp device(user, options) do
-    options = Keyword.validate!(options, [:device])
+  # As Keyword.validate!/2, which prints all that it was given.
+  defp options!(options, known) do
+    case Keyword.keyword?(options) and Keyword.validate(options, known) do
+      {:ok, options} ->
+        options
 
-    case {user, options[:device]} do
+      {:error, unknown} ->
+        raise ArgumentError,
+              "unknown options #{inspect(unknown)}, known ones are #{inspect(known)}"
+
+      false ->
+        raise ArgumentError, "expected options to be a keyword list"
+    end
+  end
+
+  defp device(user, device) do
+    case {user, device} do
       {address, nil} ->
         Address.new!(address)
 

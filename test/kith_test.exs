@@ -5,7 +5,7 @@ defmodule KithTest do
   alias Kith.{Envelope, Error}
 
   describe "register/3" do
-    test "gives a user an identity, a signed prekey and 100 one-time prekeys" do
+    test "gives a user an identity, a signed prekey, a Kyber prekey of last resort and one-time prekeys" do
       kith = start_kith!()
 
       assert {:ok, %{user: "anna", device: 1, registration_id: id, identity_key: <<5, _::256>>}} =
@@ -13,7 +13,19 @@ defmodule KithTest do
 
       assert id in 1..0x3FFF
       assert Kith.prekey_count!(kith, "anna") == 100
-      assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_prekeys WHERE kind = 'signed'")
+      assert Kith.kyber_prekey_count!(kith, "anna") == 20
+
+      assert Enum.sort(sql!(kith, "SELECT kind, COUNT(*) FROM signal_prekeys GROUP BY kind")) ==
+               [
+                 ["kyber_last_resort", 1],
+                 ["kyber_one_time", 20],
+                 ["one_time", 100],
+                 ["signed", 1]
+               ]
+
+      # A message names a Kyber prekey by its id alone.
+      ids = sql!(kith, "SELECT prekey_id FROM signal_prekeys WHERE kind LIKE 'kyber%'")
+      assert Enum.uniq(ids) == ids
     end
 
     test "called again changes nothing and returns the same" do
@@ -78,7 +90,7 @@ defmodule KithTest do
 
     test "carry messages both ways, the first one establishing the session", %{kith: kith} do
       first = Kith.encrypt!(kith, "anna", "ben", "hello")
-      assert %Envelope{type: :prekey, version: 3, from: {"anna", 1}, to: {"ben", 1}} = first
+      assert %Envelope{type: :prekey, version: 4, from: {"anna", 1}, to: {"ben", 1}} = first
       assert Kith.decrypt!(kith, "ben", first) == "hello"
 
       answer = Kith.encrypt!(kith, "ben", "anna", "hi")
@@ -107,7 +119,7 @@ defmodule KithTest do
       for {envelope, plaintext} <- Enum.shuffle(envelopes),
           do: assert(Kith.decrypt!(kith, "ben", envelope) == plaintext)
 
-      assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert skipped_keys(kith) == 0
     end
 
     test "open messages in any order across turns", %{kith: kith} do
@@ -127,14 +139,14 @@ defmodule KithTest do
       converse!(kith, "anna", "ben")
       skipped = for n <- 1..2_100, do: {Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"}
       assert send!(kith, "anna", "ben", "last") == "last"
-      assert [[2_000]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert skipped_keys(kith) == 2_000
 
       {evicted, kept} = Enum.split(skipped, 100)
 
       for {envelope, text} <- Enum.take_random(kept, 50),
           do: assert(Kith.decrypt!(kith, "ben", envelope) == text)
 
-      assert [[1_950]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert skipped_keys(kith) == 1_950
       {envelope, _} = Enum.random(evicted)
       assert reason(Kith.decrypt(kith, "ben", envelope)) == :duplicate
       assert send!(kith, "anna", "ben", "on we go") == "on we go"
@@ -150,8 +162,11 @@ defmodule KithTest do
           skipped
         end
 
-      assert [[2_000]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
-      {evicted, kept} = Enum.split(first, 200)
+      assert skipped_keys(kith) == 2_000
+
+      # Behind the evicted is one more that is too old for the post-quantum chain, in which the message that
+      # came through counts too.
+      {evicted, [_ | kept]} = Enum.split(first, 200)
 
       for {envelope, text} <- [hd(kept), List.last(kept), hd(second), List.last(second)],
           do: assert(Kith.decrypt!(kith, "ben", envelope) == text)
@@ -164,14 +179,14 @@ defmodule KithTest do
       converse!(kith, "anna", "ben")
       skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
       send!(kith, "anna", "ben", "after it")
-      assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert skipped_keys(kith) == 1
 
       for _ <- 1..6 do
         send!(kith, "ben", "anna", "ping")
         send!(kith, "anna", "ben", "pong")
       end
 
-      assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert skipped_keys(kith) == 0
       assert {:error, _} = Kith.decrypt(kith, "ben", skipped)
     end
 
@@ -316,9 +331,7 @@ defmodule KithTest do
     test "start anew with a peer whose session went unanswered for 30 days", %{kith: kith} do
       first = Kith.encrypt!(kith, "anna", "ben", "hello")
       # The same session, had it been started 31 days ago.
-      sql!(kith, "UPDATE signal_sessions SET state = $1 WHERE user_id = 'anna'", [
-        {:blob, state_of_days_ago(kith, "anna", "ben", 31)}
-      ])
+      put_session_of_days_ago(kith, "anna", "ben", 31)
 
       envelope = Kith.encrypt!(kith, "anna", "ben", "are you there?")
       assert envelope.type == :prekey
@@ -456,6 +469,7 @@ defmodule KithTest do
                Kith.encrypt_group!(kith, "anna", ["ben"], "x")
 
       assert Kith.prekey_count!(kith, "ben") == 100
+      assert Kith.kyber_prekey_count!(kith, "ben") == 20
     end
   end
 
@@ -510,13 +524,26 @@ defmodule KithTest do
 
   describe "one-time prekeys" do
     test "are made again by themselves when fewer than 20 remain" do
-      kith = start_kith!()
+      kith = start_kith!(one_time_kyber_prekeys: 100)
       register!(kith, ["ben"])
       for _ <- 1..80, do: assert(Kith.pre_key_bundle!(kith, "ben").prekey)
       assert Kith.prekey_count!(kith, "ben") == 20
 
       Kith.pre_key_bundle!(kith, "ben")
       Kith.Replenisher.await(kith)
+      assert Kith.prekey_count!(kith, "ben") == 100
+    end
+
+    test "are made again of the kind of which as large a share is gone" do
+      kith = start_kith!(one_time_kyber_prekeys: 10)
+      register!(kith, ["ben"])
+      for _ <- 1..8, do: Kith.pre_key_bundle!(kith, "ben")
+      Kith.Replenisher.await(kith)
+      assert Kith.kyber_prekey_count!(kith, "ben") == 2
+
+      Kith.pre_key_bundle!(kith, "ben")
+      Kith.Replenisher.await(kith)
+      assert Kith.kyber_prekey_count!(kith, "ben") == 10
       assert Kith.prekey_count!(kith, "ben") == 100
     end
 
@@ -541,21 +568,44 @@ defmodule KithTest do
       assert ids == Enum.to_list(hd(ids)..(hd(ids) + 19))
     end
 
+    test "of Kyber have ids that are never used twice either, by whichever kind" do
+      kith = start_kith!(one_time_kyber_prekeys: 3, replenish_below: 0)
+      register!(kith, ["ben"])
+
+      ids =
+        for _ <- 1..4, _ <- [Kith.replenish!(kith, "ben")], _ <- 1..3 do
+          Kith.pre_key_bundle!(kith, "ben").kyber_prekey.id
+        end
+
+      last_resort = Kith.pre_key_bundle!(kith, "ben").kyber_prekey.id
+      assert [last_resort | ids] == Enum.to_list(last_resort..(last_resort + 12))
+      assert Kith.kyber_prekey_count!(kith, "ben") == 0
+    end
+
     test "are each handed out once under 50 concurrent claims" do
-      kith = start_kith!(one_time_prekeys: 200, replenish_below: 0)
+      kith = start_kith!(one_time_prekeys: 200, one_time_kyber_prekeys: 160, replenish_below: 0)
+
       register!(kith, ["ben"])
 
       ids =
         1..50
         |> Enum.map(fn _ ->
-          Task.async(fn -> for _ <- 1..3, do: Kith.pre_key_bundle!(kith, "ben").prekey.id end)
+          Task.async(fn ->
+            for _ <- 1..3 do
+              bundle = Kith.pre_key_bundle!(kith, "ben")
+              {bundle.prekey.id, bundle.kyber_prekey.id}
+            end
+          end)
         end)
         |> Task.await_many(30_000)
         |> List.flatten()
 
+      {ids, kyber_ids} = Enum.unzip(ids)
       assert length(ids) == 150
       assert Enum.uniq(ids) == ids
+      assert Enum.uniq(kyber_ids) == kyber_ids
       assert Kith.prekey_count!(kith, "ben") == 50
+      assert Kith.kyber_prekey_count!(kith, "ben") == 10
     end
 
     test "are never made beyond the stock, however many ask" do
@@ -570,15 +620,30 @@ defmodule KithTest do
 
       assert Enum.sum(made) == 60
       assert Kith.prekey_count!(kith, "ben") == 60
+      assert Kith.kyber_prekey_count!(kith, "ben") == 20
     end
 
-    test "that run out leave sessions without one" do
-      kith = start_kith!(one_time_prekeys: 1, replenish_below: 0)
-      register!(kith, ["anna", "ben", "cleo"])
+    test "that run out leave sessions without one, but for the Kyber prekey of last resort" do
+      kith = start_kith!(one_time_prekeys: 1, one_time_kyber_prekeys: 1, replenish_below: 0)
+      register!(kith, ["anna", "ben", "cleo", "dan"])
       assert send!(kith, "anna", "ben", "with") == "with"
       assert Kith.prekey_count!(kith, "ben") == 0
-      assert Kith.pre_key_bundle!(kith, "ben").prekey == nil
+      assert Kith.kyber_prekey_count!(kith, "ben") == 0
+
+      assert %{prekey: nil, kyber_prekey: last_resort} = Kith.pre_key_bundle!(kith, "ben")
+      assert %{prekey: nil, kyber_prekey: ^last_resort} = Kith.pre_key_bundle!(kith, "ben")
       assert send!(kith, "cleo", "ben", "without") == "without"
+      assert send!(kith, "dan", "ben", "without") == "without"
+    end
+
+    test "may be none of Kyber but the one of last resort" do
+      kith = start_kith!(one_time_kyber_prekeys: 0)
+      register!(kith, ["anna", "ben", "cleo"])
+      assert Kith.kyber_prekey_count!(kith, "ben") == 0
+      assert send!(kith, "anna", "ben", "one") == "one"
+      assert send!(kith, "cleo", "ben", "two") == "two"
+      Kith.Replenisher.await(kith)
+      assert Kith.kyber_prekey_count!(kith, "ben") == 0
     end
 
     test "that were used still open a second first message of the same bundle, until their grace is over" do
@@ -598,7 +663,10 @@ defmodule KithTest do
       too_late = Kith.encrypt!(other, "anna", "ben", "third")
 
       assert Kith.decrypt!(kith, "ben", from_anna) == "first"
-      assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_prekeys WHERE used_at IS NOT NULL")
+
+      assert sql!(kith, "SELECT kind FROM signal_prekeys WHERE used_at IS NOT NULL ORDER BY kind") ==
+               [["kyber_one_time"], ["one_time"]]
+
       assert Kith.decrypt!(kith, "ben", from_cleo) == "second"
 
       sql!(
@@ -859,7 +927,7 @@ defmodule KithTest do
 
       late = Kith.encrypt!(kith, "anna", "ben", "too late")
       assert Kith.delete!(kith, "ben", "anna") == :deleted
-      assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert skipped_keys(kith) == 0
 
       assert [[0]] =
                sql!(kith, "SELECT COUNT(*) FROM signal_archived_sessions WHERE user_id = 'ben'")
@@ -943,7 +1011,7 @@ defmodule KithTest do
       end
 
       assert length(Kith.session_info!(kith, "ben", "anna").archived) == 40
-      assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_skipped_keys")
+      assert skipped_keys(kith) == 0
       assert {:error, _} = Kith.decrypt(kith, "ben", skipped)
     end
   end
@@ -954,7 +1022,8 @@ defmodule KithTest do
       converse!(kith, "anna", "ben")
       info = Kith.session_info!(kith, "anna", "ben")
 
-      assert %{current: %{version: 3, acknowledged: true}, verified: false, generation: 3} = info
+      assert %{current: %{version: 4, acknowledged: true}, verified: false, generation: 3} = info
+      assert %{highest_version: 4, current: %{braid: %{state: <<_, _::binary>>, epoch: 1}}} = info
       assert info.identity_key == Kith.pre_key_bundle!(kith, "ben").identity_key
       [[state]] = sql!(kith, "SELECT state FROM signal_sessions WHERE user_id = 'anna'")
       refute :erlang.term_to_binary(info) =~ state
@@ -1028,9 +1097,12 @@ defmodule KithTest do
     test "adds prekeys and keeps sessions when the same identity publishes again",
          %{server: server, client: client, bundle: bundle} do
       Kith.publish_bundle!(server, "olga", bundle)
+      assert Kith.kyber_prekey_count!(server, "olga") == 2
       Kith.encrypt!(server, "anna", "olga", "x")
       assert Kith.publish_bundle!(server, "olga", bundle) == 2
+      assert Kith.kyber_prekey_count!(server, "olga") == 1
       assert Kith.publish_bundle!(server, "olga", stock(client, "olga", 2)) == 4
+      assert Kith.kyber_prekey_count!(server, "olga") == 2
       assert Kith.encrypt!(server, "anna", "olga", "x").type == :prekey
       assert Kith.prekey_count!(server, "olga") == 4
     end
@@ -1068,6 +1140,23 @@ defmodule KithTest do
       assert reason(Kith.publish_bundle(server, "olga", %{bundle | signed_prekey: forged})) ==
                :tampered
 
+      kyber = bundle.kyber_prekey
+      forged = %{kyber | signature: corrupt(kyber.signature, 10)}
+
+      for forgery <- [%{kyber_prekey: forged}, %{kyber_prekeys: [kyber, forged]}] do
+        assert reason(Kith.publish_bundle(server, "olga", Map.merge(bundle, forgery))) ==
+                 :tampered
+      end
+
+      # Coefficients of a key are below 3329.
+      <<8, _, _, rest::binary>> = kyber.public_key
+      unreduced = %{kyber | public_key: <<8, 255, 255, rest::binary>>}
+
+      for forgery <- [%{kyber_prekey: unreduced}, %{kyber_prekeys: [unreduced]}] do
+        assert reason(Kith.publish_bundle(server, "olga", Map.merge(bundle, forgery))) ==
+                 :malformed
+      end
+
       assert reason(Kith.publish_bundle(server, "olga", %{})) == :malformed
 
       assert reason(Kith.publish_bundle(server, "olga", %{bundle | identity_key: "x"})) ==
@@ -1075,6 +1164,12 @@ defmodule KithTest do
 
       many = for id <- 1..1001, do: %{id: id, public_key: signed.public_key}
       assert reason(Kith.publish_bundle(server, "olga", %{bundle | prekeys: many})) == :too_large
+
+      many = List.duplicate(kyber, 1001)
+
+      assert reason(Kith.publish_bundle(server, "olga", %{bundle | kyber_prekeys: many})) ==
+               :too_large
+
       assert reason(Kith.publish_bundle(server, "anna", bundle)) == :untrusted_identity
 
       assert reason(Kith.prekey_count(server, "olga")) == :not_registered
@@ -1123,12 +1218,18 @@ defmodule KithTest do
             {"signal_sessions", "generation = -1"},
             {"signal_sessions", "state = 'text'"},
             {"signal_sessions", "identity = 7"},
+            {"signal_braids", "revision = -1"},
+            {"signal_braids", "session_id = 'text'"},
+            {"signal_braids", "braid = 7"},
             {"signal_accounts", "data_key = 7"},
             {"signal_identity_keys", "private_key_encrypted = 7"},
             {"signal_identity_keys", "registration_id = -1"}
           ] do
         columns = hd(String.split(assignment))
-        key = if table == "signal_sessions", do: " AND peer_id = 'ben'", else: ""
+
+        key =
+          if table in ["signal_sessions", "signal_braids"], do: " AND peer_id = 'ben'", else: ""
+
         where = "WHERE user_id = 'anna'" <> key
         [[before]] = sql!(kith, "SELECT #{columns} FROM #{table} #{where}")
         sql!(kith, "UPDATE #{table} SET #{assignment} #{where}")
@@ -1150,6 +1251,52 @@ defmodule KithTest do
 
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state
       assert reason(Kith.encrypt(kith, "anna", "cleo", "x")) == :corrupted_state
+    end
+
+    test "swapped between two peers do not open, braids neither", %{kith: kith} do
+      swap(
+        kith,
+        "signal_braids",
+        "braid",
+        "user_id = 'anna' AND peer_id = 'ben'",
+        "user_id = 'anna' AND peer_id = 'cleo'"
+      )
+
+      assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state
+      assert reason(Kith.encrypt(kith, "anna", "cleo", "x")) == :corrupted_state
+    end
+
+    test "of an older revision do not open, and without its braid no session does", %{kith: kith} do
+      [before] = sql!(kith, "SELECT session_id, revision, braid FROM signal_braids
+        WHERE user_id = 'anna' AND peer_id = 'ben'")
+
+      later =
+        Enum.find(1..50, fn _ ->
+          send!(kith, "ben", "anna", "ping")
+          send!(kith, "anna", "ben", "pong")
+
+          [before] !=
+            sql!(kith, "SELECT session_id, revision, braid FROM signal_braids
+              WHERE user_id = 'anna' AND peer_id = 'ben'")
+        end)
+
+      assert later
+      [session_id, revision, braid] = before
+
+      sql!(
+        kith,
+        "UPDATE signal_braids SET session_id = $1, revision = $2, braid = $3
+         WHERE user_id = 'anna' AND peer_id = 'ben'",
+        [{:blob, session_id}, revision, {:blob, braid}]
+      )
+
+      assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state
+      sql!(kith, "DELETE FROM signal_braids WHERE user_id = 'anna' AND peer_id = 'ben'")
+      assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state
+
+      # The cure of Kith.Error.
+      Kith.reset_session!(kith, "anna", "ben")
+      assert send!(kith, "anna", "ben", "again") == "again"
     end
 
     test "swapped between two users do not open", %{kith: kith} do
@@ -1298,7 +1445,7 @@ defmodule KithTest do
   end
 
   # The first state of a session, sealed for generation 1, as an engine with another clock makes it.
-  defp state_of_days_ago(kith, from, to, days) do
+  defp put_session_of_days_ago(kith, from, to, days) do
     instance = Kith.Instance.fetch!(kith)
     device = Kith.Store.Accounts.device(instance.repo, {from, 1})
     {found, _} = Kith.Registration.claim(instance, instance.repo, [{to, 1}], 0)
@@ -1308,27 +1455,31 @@ defmodule KithTest do
       device: 1,
       generation: 0,
       state: nil,
+      braid: nil,
       identity: nil,
       bundle: found[{to, 1}].bundle
     }
 
-    {:ok, [{:ok, result}]} =
-      Kith.Native.session_encrypt(
-        instance.vault,
-        {from, device.data_key},
-        %{device: 1, registration_id: device.registration_id, identity: device.identity},
-        [recipient],
-        "hello",
-        System.system_time(:millisecond) - days * 86_400_000
-      )
+    {account, local} = Kith.Registration.on_behalf_of(instance, {from, 1}, device)
+    then = System.system_time(:millisecond) - days * 86_400_000
 
-    result.state
+    {:ok, [{:ok, %{state: state, braid: braid}}]} =
+      Kith.Native.session_encrypt(instance.vault, account, local, [recipient], "hello", then)
+
+    sql!(kith, "UPDATE signal_sessions SET state = $1 WHERE user_id = $2", [{:blob, state}, from])
+    Kith.Store.Sessions.put_braids(instance.repo, {from, 1}, [{{to, 1}, braid}])
   end
 
   # What a client publishes: some bundles of its own, put together.
   defp stock(client, user, count) do
-    bundles = for _ <- 1..count, do: Kith.pre_key_bundle!(client, user)
-    %{hd(bundles) | prekey: nil, prekeys: Enum.map(bundles, & &1.prekey)}
+    [first | others] = bundles = for _ <- 1..count, do: Kith.pre_key_bundle!(client, user)
+
+    %{
+      first
+      | prekey: nil,
+        prekeys: Enum.map(bundles, & &1.prekey),
+        kyber_prekeys: Enum.map(others, & &1.kyber_prekey)
+    }
   end
 
   defp swap(kith, table, column, one, other) do

@@ -7,7 +7,7 @@ defmodule Kith.Envelope do
   | `from`, `to` | `{user, device}` |
   | `type` | `:prekey` (starts a session), `:message` (goes on in one), `:self` (a note sealed with the account's key) |
   | `body` | the bytes of the Signal message, or of the sealed note |
-  | `version` | of the Signal protocol: 3; of the sealed note's format for `:self` |
+  | `version` | of the Signal protocol: 4 or 3; of the sealed note's format for `:self` |
   | `session_id` | 16 bytes, known only where the envelope was made: neither form below carries it |
 
   `body` is exactly what a Signal client makes and reads. The fields around it tell where to deliver

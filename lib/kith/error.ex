@@ -7,14 +7,14 @@ defmodule Kith.Error do
   | reason | what happened | what to do |
   | --- | --- | --- |
   | `:session_not_found` | no session with this peer opens or can carry a message | encrypt a message to them, or ask them to send again |
-  | `:duplicate` | the message was opened before | ignore it |
+  | `:duplicate` | the message was opened before, or the record was imported before | ignore it |
   | `:tampered` | a MAC, a padding or a signature is wrong | do not show it; log a security event |
   | `:out_of_sync` | the message is more than 25,000 ahead, or says so: anyone can forge one | drop it; if messages the peer really sent keep failing so, `Kith.reset_session/3` |
   | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys`, or use the place that holds the private keys |
   | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
   | `:unknown_prekey` | the message was made from a prekey that is not held | ask the peer to fetch a fresh bundle and send again |
-  | `:malformed` | the bytes are no message, envelope or bundle | drop them |
-  | `:unsupported_version` | the version is unknown or refused by policy | have the older side upgraded |
+  | `:malformed` | the bytes are no message, envelope, bundle, key pair or record | drop them |
+  | `:unsupported_version` | the version is unknown, refused by `:minimum_version`, or lower than the peer was seen with; or the peer has no Kyber prekey | have the older side upgraded |
   | `:too_large` | a plaintext, a group or a bundle is over its limit | send less at once |
   | `:locked` | the account is locked | unlock it |
   | `:corrupted_state` | a sealed row does not open: damaged, copied or restored | restore the row, or `Kith.reset_session/3` |
@@ -88,7 +88,7 @@ defmodule Kith.Error do
       "no session with this peer opens or can carry a message; encrypt a message to them or ask them to send again"
 
   defp describe(:duplicate),
-    do: "this message was opened before and its key is gone; ignore it"
+    do: "this was opened or imported before; ignore it"
 
   defp describe(:tampered),
     do: "the message or the keys were changed on the way; do not show it and log a security event"
@@ -110,10 +110,10 @@ defmodule Kith.Error do
       "the message was made from a prekey that is not held; ask the peer to fetch a fresh bundle and send again"
 
   defp describe(:malformed),
-    do: "these bytes are not a message, an envelope or a bundle; drop them"
+    do: "these bytes are not what they should be: a message, an envelope or a bundle; drop them"
 
   defp describe(:unsupported_version),
-    do: "the version of this message is unknown or refused; have the older side upgraded"
+    do: "this version of the protocol is unknown or refused; have the older side upgraded"
 
   defp describe(:too_large),
     do: "this is over the limit of what one call takes; send less at once"

@@ -8,8 +8,8 @@ defmodule Kith.Messages do
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
   @max_members 1_000
 
-  # The engine may ask for the archive and then for a skipped key.
-  @max_needs 2
+  # The engine may ask for the archive, then for the keys of the message, then for chunks.
+  @max_needs 3
 
   @type results :: %{Address.t() => {:ok, Envelope.t()} | {:error, Error.t()}}
 
@@ -124,7 +124,7 @@ defmodule Kith.Messages do
 
     results =
       sent
-      |> Map.new(fn {peer, result} -> {peer, envelope(from, peer, result)} end)
+      |> Map.new(fn {peer, result} -> {peer, envelope(instance, from, peer, result)} end)
       |> Map.merge(Map.new(unregistered, &{&1, {:error, Error.new(:not_registered)}}))
 
     claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
@@ -134,7 +134,7 @@ defmodule Kith.Messages do
   defp send_to(_instance, _sender, [], _rows, _claimed, _plaintext, _now), do: {[], []}
 
   defp send_to(instance, {from, _device} = sender, peers, rows, claimed, plaintext, now) do
-    {account, local} = on_behalf_of(sender)
+    {account, local} = on_behalf_of(instance, sender)
 
     recipients =
       for {peer, peer_device} = address <- peers do
@@ -158,11 +158,8 @@ defmodule Kith.Messages do
     end
   end
 
-  # The device a native call is made for, and the account that opens what it knows.
-  defp on_behalf_of({{user, number}, device}) do
-    {{user, device.data_key},
-     %{device: number, registration_id: device.registration_id, identity: device.identity}}
-  end
+  defp on_behalf_of(instance, {address, device}),
+    do: Registration.on_behalf_of(instance, address, device)
 
   defp establishing(instance, from, role, call) do
     metadata = Map.put(local(instance, from), :role, role)
@@ -204,20 +201,27 @@ defmodule Kith.Messages do
 
     if Sessions.put(repo, from, sessions, now) != length(sessions), do: raise(Error.new(:stale))
 
+    braids = for {peer, %{braid: {_, _, _} = braid}} <- done, do: {peer, braid}
+    Sessions.put_braids(repo, from, braids)
     archived = for {peer, %{archived: {_, _, _} = archived}} <- done, do: {peer, archived}
     Sessions.insert_archived(repo, from, archived)
+
+    for {peer, result} <- done,
+        group <- result.entries_dropped,
+        do: Sessions.delete_entries_of_group(repo, from, peer, result.session_id, group)
+
+    :ok
   end
 
-  # A prekey claimed for a message that was not made goes back.
+  # Prekeys claimed for a message that was not made go back.
   defp release(repo, claimed, sent) do
-    for {address, %{bundle: %{prekey: prekey}}} <- claimed,
-        match?({:error, _}, Map.get(sent, address)) do
-      with {id, _public_key} <- prekey, do: Prekeys.release(repo, address, id)
+    for {address, prekeys} <- claimed, match?({:error, _}, Map.get(sent, address)) do
+      Registration.release(repo, address, prekeys)
       address
     end
   end
 
-  defp envelope(from, to, {:ok, result}) do
+  defp envelope(_instance, from, to, {:ok, result}) do
     {:ok,
      %Envelope{
        from: from,
@@ -229,7 +233,16 @@ defmodule Kith.Messages do
      }}
   end
 
-  defp envelope(_from, _to, {:error, reason}), do: {:error, Error.new(reason)}
+  defp envelope(instance, _from, _to, {:error, :unsupported_version}) do
+    why =
+      if instance.options.minimum_version == 4,
+        do: "they have no Kyber prekey, which :minimum_version asks for",
+        else: "they have no Kyber prekey, and were seen with version 4 before"
+
+    {:error, Error.new(:unsupported_version, why)}
+  end
+
+  defp envelope(_instance, _from, _to, {:error, reason}), do: {:error, Error.new(reason)}
 
   def decrypt(instance, to, given) do
     parsed = parse(given)
@@ -287,11 +300,9 @@ defmodule Kith.Messages do
     now = now()
     from = envelope.from
     session = Sessions.fetch(repo, to, from)
-    {prekey, signed_prekey} = private_halves(instance, repo, to, header, now)
-
+    loaded = private_halves(instance, repo, to, header, now)
     archive = if envelope.type == :prekey, do: Sessions.archive(repo, to, from)
-    loaded = %{archive: archive, prekey: prekey, signed_prekey: signed_prekey}
-    parts = Sessions.peer(session, from, loaded)
+    parts = Sessions.peer(session, from, Map.put(loaded, :archive, archive))
 
     call = fn ->
       step(instance, repo, {to, device}, envelope, header, parts, @max_needs)
@@ -306,7 +317,7 @@ defmodule Kith.Messages do
          :ok <- expected_identity(instance, repo, from, session, header),
          :ok <- unused_base_key(repo, to, opened) do
       commit(repo, to, from, session, opened, now)
-      if opened.prekey_used, do: purge(instance, repo, to, now)
+      if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
       {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
     else
       error -> {error, []}
@@ -341,15 +352,16 @@ defmodule Kith.Messages do
   defp purge(instance, repo, to, now),
     do: Prekeys.delete_used(repo, to, now - instance.options.prekey_grace_period * 1_000)
 
-  defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: {nil, nil}
+  defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: %{}
 
   defp private_halves(instance, repo, to, header, now) do
     used_after = now - instance.options.prekey_grace_period * 1_000
-    Prekeys.private_halves(repo, to, header.prekey_id, header.signed_prekey_id, used_after)
+    {prekey, signed, kyber} = Prekeys.private_halves(repo, to, header, used_after)
+    %{prekey: prekey, signed_prekey: signed, kyber_prekey: kyber}
   end
 
   defp step(instance, repo, {to, device}, envelope, header, parts, needs) do
-    {account, local} = on_behalf_of({to, device})
+    {account, local} = on_behalf_of(instance, {to, device})
     message = {envelope.type, envelope.body}
 
     case native(instance, :session_decrypt, [account, local, parts, message]) do
@@ -369,46 +381,50 @@ defmodule Kith.Messages do
   defp load(:archive, parts, repo, to, from, _header),
     do: %{parts | archive: Sessions.archive(repo, to, from)}
 
-  defp load(:skipped, parts, repo, to, from, header) do
-    skipped = Sessions.skipped(repo, to, from, header.ratchet_key, header.counter)
-    %{parts | skipped: skipped}
-  end
+  defp load(:message_keys, parts, repo, to, from, header),
+    do: %{parts | entries: Sessions.entries_at(repo, to, from, header.message_keys)}
+
+  defp load(:chunks, parts, repo, to, from, header),
+    do: %{parts | chunks: Sessions.entries_of(repo, to, from, header.chunks)}
 
   defp commit(repo, to, from, session, opened, now) do
     # First, so that of two first messages of one session the later finds the session when it is tried again.
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
     if Sessions.put(repo, to, [row], now) != 1, do: raise(Error.new(:stale))
+    if opened.braid, do: Sessions.put_braids(repo, to, [{from, opened.braid}])
 
     with {_, _} = base_key <- opened.base_key do
       if Prekeys.insert_base_key(repo, to, base_key, now) == 0, do: raise(Error.new(:stale))
     end
 
-    if opened.prekey_used, do: Prekeys.mark_used(repo, to, opened.prekey_used, now)
+    for {kind, id} <- [one_time: opened.prekey_used, kyber_one_time: opened.kyber_prekey_used],
+        id != nil,
+        do: Prekeys.mark_used(repo, to, kind, id, now)
 
     if opened.promoted, do: Sessions.delete_archived(repo, to, from, opened.promoted)
     if opened.archived, do: Sessions.insert_archived(repo, to, [{from, opened.archived}])
 
     for session_id <- opened.archive_dropped do
       Sessions.delete_archived(repo, to, from, session_id)
-      Sessions.delete_skipped_of_session(repo, to, from, session_id)
+      Sessions.delete_entries_of_session(repo, to, from, session_id)
     end
 
-    skipped(repo, to, from, opened)
+    entries(repo, to, from, opened)
   end
 
-  # What was used or is over goes first, then new keys come, and only then the oldest of all are evicted.
-  defp skipped(repo, to, from, %{session_id: session_id} = opened) do
-    if opened.skipped_removed,
-      do: Sessions.delete_skipped(repo, to, from, session_id, opened.skipped_removed)
+  # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
+  defp entries(repo, to, from, %{session_id: session_id} = opened) do
+    for position <- opened.entries_removed,
+        do: Sessions.delete_entry(repo, to, from, session_id, position)
 
-    for ratchet_key <- opened.chains_dropped,
-        do: Sessions.delete_skipped_of_chain(repo, to, from, session_id, ratchet_key)
+    for group <- opened.entries_dropped,
+        do: Sessions.delete_entries_of_group(repo, to, from, session_id, group)
 
-    Sessions.insert_skipped(repo, to, from, session_id, opened.skipped_added)
+    Sessions.put_entries(repo, to, from, session_id, opened.entries_added)
 
-    for evicted <- opened.skipped_evicted,
-        do: Sessions.evict_skipped(repo, to, from, session_id, evicted)
+    for evicted <- opened.entries_evicted,
+        do: Sessions.evict_entries(repo, to, from, session_id, evicted)
 
     :ok
   end

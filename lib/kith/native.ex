@@ -34,9 +34,14 @@ defmodule Kith.Native do
 
   # device
   def identity_create(_vault, _account, _device), do: not_loaded()
+  def identity_import(_vault, _account, _device, _pair), do: not_loaded()
   def signed_prekey_create(_vault, _account, _device, _identity, _id), do: not_loaded()
   def prekeys_create(_vault, _account, _device, _first_id, _count), do: not_loaded()
-  def bundle_verify(_bundle), do: not_loaded()
+
+  def kyber_prekeys_create(_vault, _account, _device, _identity, _kind, _ids),
+    do: not_loaded()
+
+  def bundle_verify(_bundle, _kyber_prekeys), do: not_loaded()
 
   # session
   def session_encrypt(_vault, _account, _local, _recipients, _plaintext, _now_ms),
@@ -44,10 +49,11 @@ defmodule Kith.Native do
 
   def session_decrypt(_vault, _account, _local, _peer, _message), do: not_loaded()
   def session_archive(_vault, _account, _local_address, _peer), do: not_loaded()
+  def session_import(_vault, _account, _local, _peer, _record), do: not_loaded()
   def session_info(_vault, _account, _local_address, _peer, _now_ms), do: not_loaded()
   def message_inspect(_type, _body), do: not_loaded()
 
-  def identity_seal(_vault, _account, _local_address, _peer_address, _public_key, _verified),
+  def identity_seal(_vault, _account, _local_address, _peer_address, _remembered),
     do: not_loaded()
 
   def identity_open(_vault, _account, _local_address, _peer_address, _sealed), do: not_loaded()

@@ -32,8 +32,14 @@ defmodule Kith.Options do
 
   ## Limits
 
+    * `:minimum_version` - the lowest version of the Signal protocol that is spoken, 3 or 4. With 4 (default), every
+      session is post-quantum, and a peer without a Kyber prekey cannot be written to: `:unsupported_version`. 3 also
+      speaks with clients of before; a peer that was once seen with version 4 is not accepted with less even then.
     * `:one_time_prekeys` - how many are made at registration and filled up to, 1 to 1,000. Default 100.
-    * `:replenish_below` - new ones are made when fewer than this remain after a claim. Default 20.
+    * `:one_time_kyber_prekeys` - the same of Kyber prekeys, 0 to 1,000. Each takes 1.9 KB of the database. When
+      none is left, the one of last resort is handed out, again and again. Default 20.
+    * `:replenish_below` - new ones are made when fewer than this remain after a claim, or the same share of the Kyber
+      prekeys. Default 20.
     * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
       sooner. Default 604,800 (7 days).
@@ -58,7 +64,9 @@ defmodule Kith.Options do
             database: "kith.db",
             repo: nil,
             synchronous: :full,
+            minimum_version: 4,
             one_time_prekeys: 100,
+            one_time_kyber_prekeys: 20,
             replenish_below: 20,
             prekey_grace_period: 604_800,
             max_plaintext: 65_536,
@@ -73,7 +81,9 @@ defmodule Kith.Options do
           database: Path.t(),
           repo: nil | module,
           synchronous: :full | :normal,
+          minimum_version: 3 | 4,
           one_time_prekeys: 1..1000,
+          one_time_kyber_prekeys: 0..1000,
           replenish_below: 0..1000,
           prekey_grace_period: non_neg_integer,
           max_plaintext: pos_integer,
@@ -168,7 +178,9 @@ defmodule Kith.Options do
       database: :text,
       repo: {:module, [query: 3, transaction: 2]},
       synchronous: {:one_of, [:full, :normal]},
+      minimum_version: {:one_of, [3, 4]},
       one_time_prekeys: {:integer, 1..1000},
+      one_time_kyber_prekeys: {:integer, 0..1000},
       replenish_below: {:integer, 0..1000},
       prekey_grace_period: {:integer, 0..31_536_000},
       max_plaintext: {:integer, 1..1_048_576},

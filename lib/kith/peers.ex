@@ -35,7 +35,7 @@ defmodule Kith.Peers do
     with %{data_key: data_key, identity: own} when data_key != nil and own != nil <-
            Accounts.device(repo, a),
          %{identity: sealed} when sealed != nil <- Sessions.fetch(repo, a, b),
-         {:ok, remembered} <- remembered(instance, {user, data_key}, a, b, sealed) do
+         {:ok, {remembered, _version}} <- remembered(instance, {user, data_key}, a, b, sealed) do
       {:ok, if(remembered == key, do: :remembered, else: :changed)}
     else
       {:error, error} -> {:error, error}
@@ -49,9 +49,16 @@ defmodule Kith.Peers do
            {:ok, key} <- trusted_key(repo, peer, options[:identity_key]),
            account = {user, device.data_key},
            session = Sessions.fetch(repo, local, peer),
-           {:ok, remembered} <- remembered(instance, account, local, peer, session.identity),
+           {:ok, {remembered, version}} <-
+             remembered(instance, account, local, peer, session.identity),
+           # What was seen of a peer stays: another key is no way back to an older version.
            {:ok, sealed} <-
-             sealed(instance, :identity_seal, [account, local, peer, key, options[:verified]]) do
+             sealed(instance, :identity_seal, [
+               account,
+               local,
+               peer,
+               {key, options[:verified], version}
+             ]) do
         now = now()
 
         # A session with the identity of before must not go on under the name of the new one.
@@ -61,6 +68,7 @@ defmodule Kith.Peers do
           archived = Archive.rows(instance, account, local, peer, session)
           row = {peer, session.generation + 1, nil, sealed}
           if Sessions.put(repo, local, [row], now) != 1, do: raise(Error.new(:stale))
+          Sessions.delete_braid(repo, local, peer)
           Sessions.insert_archived(repo, local, archived)
         end
 
@@ -74,12 +82,60 @@ defmodule Kith.Peers do
   defp trusted_key(repo, peer, nil), do: public_key(repo, peer)
   defp trusted_key(_repo, _peer, key), do: {:ok, key}
 
-  defp remembered(_instance, _account, _local, _peer, nil), do: {:ok, nil}
+  # The identity key of a peer and the highest version seen of them.
+  defp remembered(_instance, _account, _local, _peer, nil), do: {:ok, {nil, 0}}
 
   defp remembered(instance, account, local, peer, identity) do
-    with {:ok, {key, _verified}} <-
+    with {:ok, {key, _verified, version}} <-
            sealed(instance, :identity_open, [account, local, peer, identity]),
-         do: {:ok, key}
+         do: {:ok, {key, version}}
+  end
+
+  def import_record(instance, local, peer, record) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, device} <- Registration.fetch_local(repo, local),
+           session = Sessions.fetch(repo, local, peer),
+           archive = Sessions.archive(repo, local, peer),
+           parts = Sessions.peer(session, peer, %{archive: archive}),
+           {account, behalf} = Registration.on_behalf_of(instance, local, device),
+           {:ok, imported} <-
+             sealed(instance, :session_import, [account, behalf, parts, record]),
+           :ok <- known_key(repo, peer, session, imported.identity_key) do
+        put_imported(repo, local, peer, session, imported)
+        {{:ok, :imported}, []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
+  # The application vouches for its records, unless the peer has other keys here.
+  defp known_key(repo, peer, %{identity: nil}, key) do
+    case Accounts.device(repo, peer) do
+      %{public_key: other} when other != key -> {:error, Error.new(:untrusted_identity)}
+      _the_same_or_none -> :ok
+    end
+  end
+
+  defp known_key(_repo, _peer, _remembered, _key), do: :ok
+
+  defp put_imported(repo, local, peer, session, imported) do
+    row = {peer, session.generation + 1, imported.state, imported.identity || session.identity}
+    if Sessions.put(repo, local, [row], now()) != 1, do: raise(Error.new(:stale))
+
+    if imported.braid,
+      do: Sessions.put_braids(repo, local, [{peer, imported.braid}]),
+      else: Sessions.delete_braid(repo, local, peer)
+
+    Sessions.insert_archived(repo, local, Enum.map(imported.archived, &{peer, &1}))
+
+    for session_id <- imported.archive_dropped do
+      Sessions.delete_archived(repo, local, peer, session_id)
+      Sessions.delete_entries_of_session(repo, local, peer, session_id)
+    end
+
+    for {session_id, entries} <- imported.entries,
+        do: Sessions.put_entries(repo, local, peer, session_id, entries)
   end
 
   def reset(instance, local, peer) do

@@ -10,6 +10,8 @@ defmodule Kith.PreKeyBundle do
   | `signed_prekey` | `%{id: integer, public_key: 33 bytes, signature: 64 bytes}` |
   | `prekey` | `%{id: integer, public_key: 33 bytes}` handed out once, or `nil` when none is left |
   | `prekeys` | a list of such, when a device publishes its stock; empty in a bundle that was handed out |
+  | `kyber_prekey` | `%{id: integer, public_key: 1569 bytes, signature: 64 bytes}`: `0x08` and a Kyber-1024 key; `nil` makes it a bundle of version 3. When a device publishes: its key of last resort |
+  | `kyber_prekeys` | a list of such, each to be handed out once; empty in a bundle that was handed out |
 
   All of it is public. `to_map/1` and `from_map/1` are the JSON-friendly form for a client that fetches or
   publishes over HTTP.
@@ -28,13 +30,20 @@ defmodule Kith.PreKeyBundle do
     :identity_key,
     :signed_prekey,
     prekey: nil,
-    prekeys: []
+    prekeys: [],
+    kyber_prekey: nil,
+    kyber_prekeys: []
   ]
 
   @type prekey :: %{id: non_neg_integer, public_key: <<_::264>>}
   @type signed_prekey :: %{
           id: non_neg_integer,
           public_key: <<_::264>>,
+          signature: <<_::512>>
+        }
+  @type kyber_prekey :: %{
+          id: non_neg_integer,
+          public_key: <<_::12_552>>,
           signature: <<_::512>>
         }
 
@@ -45,25 +54,33 @@ defmodule Kith.PreKeyBundle do
           identity_key: <<_::264>>,
           signed_prekey: signed_prekey,
           prekey: nil | prekey,
-          prekeys: [prekey]
+          prekeys: [prekey],
+          kyber_prekey: nil | kyber_prekey,
+          kyber_prekeys: [kyber_prekey]
         }
 
   @doc """
   Returns a bundle from a map with the fields above as atoms.
 
-  Shapes and sizes are checked here, the signature by `Kith.publish_bundle/3`. What does not fit is
-  `:malformed`, more than 1,000 one-time prekeys are `:too_large`.
+  Shapes and sizes are checked here, the signatures by `Kith.publish_bundle/3`. What does not fit is
+  `:malformed`, and so are one-time Kyber prekeys without one of last resort. More than 1,000 one-time prekeys of a
+  kind are `:too_large`.
   """
   @spec new(map) :: {:ok, t} | {:error, Error.t()}
   def new(%{} = fields) do
     prekeys = Map.get(fields, :prekeys, [])
+    kyber_prekeys = Map.get(fields, :kyber_prekeys, [])
 
     with {:ok, registration_id} <- id(Map.get(fields, :registration_id)),
          {:ok, identity_key} <- public_key(Map.get(fields, :identity_key)),
          {:ok, signed_prekey} <- signed_prekey(Map.get(fields, :signed_prekey)),
-         {:ok, prekey} <- optional_prekey(Map.get(fields, :prekey)),
+         {:ok, prekey} <- optional(Map.get(fields, :prekey), &prekey/1),
          :ok <- bounded(prekeys),
          {:ok, prekeys} <- each(prekeys, &prekey/1),
+         {:ok, kyber_prekey} <- optional(Map.get(fields, :kyber_prekey), &kyber_prekey/1),
+         :ok <- bounded(kyber_prekeys),
+         {:ok, kyber_prekeys} <- each(kyber_prekeys, &kyber_prekey/1),
+         :ok <- last_resort(kyber_prekey, kyber_prekeys),
          {:ok, {user, device}} <- owner(fields) do
       {:ok,
        %__MODULE__{
@@ -73,7 +90,9 @@ defmodule Kith.PreKeyBundle do
          identity_key: identity_key,
          signed_prekey: signed_prekey,
          prekey: prekey,
-         prekeys: prekeys
+         prekeys: prekeys,
+         kyber_prekey: kyber_prekey,
+         kyber_prekeys: kyber_prekeys
        }}
     else
       :error -> {:error, Error.new(:malformed)}
@@ -93,23 +112,25 @@ defmodule Kith.PreKeyBundle do
       "identity_key" => Base.encode64(bundle.identity_key),
       "signed_prekey" => prekey_to_map(bundle.signed_prekey),
       "prekey" => bundle.prekey && prekey_to_map(bundle.prekey),
-      "prekeys" => Enum.map(bundle.prekeys, &prekey_to_map/1)
+      "prekeys" => Enum.map(bundle.prekeys, &prekey_to_map/1),
+      "kyber_prekey" => bundle.kyber_prekey && prekey_to_map(bundle.kyber_prekey),
+      "kyber_prekeys" => Enum.map(bundle.kyber_prekeys, &prekey_to_map/1)
     }
   end
 
   @doc """
   Parses what `to_map/1` made, after a trip through JSON.
 
-  `"user"`, `"device"`, `"prekey"` and `"prekeys"` may be missing; other keys are ignored.
+  `"user"`, `"device"` and all prekeys but the signed one may be missing; other keys are ignored.
   """
   @spec from_map(map) :: {:ok, t} | {:error, Error.t()}
   def from_map(%{} = map) do
     with {:ok, identity_key} <- decode(map["identity_key"]),
          {:ok, signed_prekey} <- prekey_from_map(map["signed_prekey"]),
-         {:ok, prekey} <- optional_from_map(map["prekey"]),
-         prekeys = map["prekeys"] || [],
-         :ok <- bounded(prekeys),
-         {:ok, prekeys} <- each(prekeys, &prekey_from_map/1) do
+         {:ok, prekey} <- optional(map["prekey"], &prekey_from_map/1),
+         {:ok, prekeys} <- list_from_map(map["prekeys"]),
+         {:ok, kyber_prekey} <- optional(map["kyber_prekey"], &prekey_from_map/1),
+         {:ok, kyber_prekeys} <- list_from_map(map["kyber_prekeys"]) do
       new(%{
         user: map["user"],
         device: map["device"],
@@ -117,7 +138,9 @@ defmodule Kith.PreKeyBundle do
         identity_key: identity_key,
         signed_prekey: signed_prekey,
         prekey: prekey,
-        prekeys: prekeys
+        prekeys: prekeys,
+        kyber_prekey: kyber_prekey,
+        kyber_prekeys: kyber_prekeys
       })
     else
       :error -> {:error, Error.new(:malformed)}
@@ -133,11 +156,33 @@ defmodule Kith.PreKeyBundle do
     %{
       registration_id: bundle.registration_id,
       identity_key: bundle.identity_key,
-      signed_prekey:
-        {bundle.signed_prekey.id, bundle.signed_prekey.public_key, bundle.signed_prekey.signature},
-      prekey: bundle.prekey && {bundle.prekey.id, bundle.prekey.public_key}
+      signed_prekey: signed_to_native(bundle.signed_prekey),
+      prekey: bundle.prekey && {bundle.prekey.id, bundle.prekey.public_key},
+      kyber_prekey: bundle.kyber_prekey && signed_to_native(bundle.kyber_prekey)
     }
   end
+
+  @doc false
+  def from_native(user, device, bundle) do
+    %__MODULE__{
+      user: user,
+      device: device,
+      registration_id: bundle.registration_id,
+      identity_key: bundle.identity_key,
+      signed_prekey: signed_from_native(bundle.signed_prekey),
+      prekey: with({id, public_key} <- bundle.prekey, do: %{id: id, public_key: public_key}),
+      kyber_prekey:
+        with({_, _, _} = prekey <- bundle.kyber_prekey, do: signed_from_native(prekey))
+    }
+  end
+
+  @doc false
+  # A prekey with its signature, as the native library and the store have it.
+  def signed_to_native(%{id: id, public_key: public_key, signature: signature}),
+    do: {id, public_key, signature}
+
+  defp signed_from_native({id, public_key, signature}),
+    do: %{id: id, public_key: public_key, signature: signature}
 
   @doc false
   def stock(%__MODULE__{prekey: nil, prekeys: prekeys}), do: prekeys
@@ -154,8 +199,8 @@ defmodule Kith.PreKeyBundle do
   defp public_key(<<5, _::binary-32>> = key), do: {:ok, key}
   defp public_key(_), do: :error
 
-  defp optional_prekey(nil), do: {:ok, nil}
-  defp optional_prekey(prekey), do: prekey(prekey)
+  defp optional(nil, _parse), do: {:ok, nil}
+  defp optional(value, parse), do: parse.(value)
 
   defp prekey(%{id: id, public_key: key}) do
     with {:ok, id} <- id(id), {:ok, key} <- public_key(key), do: {:ok, %{id: id, public_key: key}}
@@ -168,6 +213,21 @@ defmodule Kith.PreKeyBundle do
   end
 
   defp signed_prekey(_), do: :error
+
+  defp kyber_prekey(%{
+         id: id,
+         public_key: <<8, _::binary-1568>> = public_key,
+         signature: <<signature::binary-64>>
+       }) do
+    with {:ok, id} <- id(id),
+         do: {:ok, %{id: id, public_key: public_key, signature: signature}}
+  end
+
+  defp kyber_prekey(_), do: :error
+
+  # When the others are handed out, somebody still has to be able to write.
+  defp last_resort(nil, [_ | _]), do: :error
+  defp last_resort(_kyber_prekey, _kyber_prekeys), do: :ok
 
   defp bounded(list) when is_list(list) do
     if List.improper?(list) or length(list) <= @max_prekeys,
@@ -194,8 +254,10 @@ defmodule Kith.PreKeyBundle do
     end)
   end
 
-  defp optional_from_map(nil), do: {:ok, nil}
-  defp optional_from_map(map), do: prekey_from_map(map)
+  defp list_from_map(list) do
+    list = list || []
+    with :ok <- bounded(list), do: each(list, &prekey_from_map/1)
+  end
 
   defp prekey_from_map(%{"id" => id, "public_key" => key, "signature" => signature}) do
     with {:ok, key} <- decode(key),
@@ -209,16 +271,19 @@ defmodule Kith.PreKeyBundle do
 
   defp prekey_from_map(_), do: :error
 
-  # No field is longer than a signature: 64 bytes, 88 characters.
-  defp decode(text) when is_binary(text) and byte_size(text) <= 88, do: Base.decode64(text)
+  # No field is longer than a Kyber key: 1569 bytes, 2092 characters.
+  defp decode(text) when is_binary(text) and byte_size(text) <= 2092, do: Base.decode64(text)
   defp decode(_), do: :error
 
   defimpl Inspect do
     def inspect(bundle, _opts) do
       "#Kith.PreKeyBundle<#{Kernel.inspect(bundle.user)}/#{bundle.device}, " <>
         "signed prekey #{bundle.signed_prekey.id}, " <>
-        "#{if bundle.prekey, do: "one-time prekey #{bundle.prekey.id}", else: "no one-time prekey"}, " <>
-        "#{length(bundle.prekeys)} published>"
+        "#{prekey("one-time prekey", bundle.prekey)}, #{prekey("Kyber prekey", bundle.kyber_prekey)}, " <>
+        "#{length(bundle.prekeys)} and #{length(bundle.kyber_prekeys)} published>"
     end
+
+    defp prekey(name, nil), do: "no #{name}"
+    defp prekey(name, %{id: id}), do: "#{name} #{id}"
   end
 end

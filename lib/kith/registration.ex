@@ -7,8 +7,17 @@ defmodule Kith.Registration do
 
   # Ids have 24 bits in Signal's own clients.
   @max_prekey_id 0xFFFFFF
-  # A client that publishes without end would fill the database.
+  # A client that publishes without end would fill the database. Of each kind of one-time prekeys.
   @max_stock 1_000
+
+  @type given :: %{identity_key_pair: nil | binary, registration_id: nil | non_neg_integer}
+
+  @type claimed :: %{
+          bundle: map,
+          local: boolean,
+          claimed: %{Prekeys.kind() => non_neg_integer},
+          remaining: Prekeys.stock()
+        }
 
   @doc "A device whose private keys are here, with its wrapped data key, or why it cannot be used."
   @spec fetch_local(term, Address.t()) :: {:ok, Accounts.device()} | {:error, Error.t()}
@@ -21,46 +30,59 @@ defmodule Kith.Registration do
     end
   end
 
-  def register(instance, {user, device} = address) do
+  @doc "The account a native call is made for and the device it is made on behalf of, with what it asks of others."
+  def on_behalf_of(instance, {user, number}, device) do
+    {{user, device.data_key},
+     %{
+       device: number,
+       registration_id: device.registration_id,
+       identity: device.identity,
+       minimum_version: instance.options.minimum_version
+     }}
+  end
+
+  @spec register(Instance.t(), Address.t(), given) :: {:ok, map} | {:error, Error.t()}
+  def register(instance, {user, device} = address, given) do
     Instance.transaction(instance, fn repo ->
       case Accounts.device(repo, address) do
-        nil -> create(instance, repo, address)
+        nil -> create(instance, repo, address, given)
         %{identity: nil} -> {{:error, Error.new(:key_not_found)}, []}
-        found -> {{:ok, registered(user, device, found)}, []}
+        found -> {keep(instance, {user, device}, found, given), []}
       end
     end)
   end
 
-  defp create(instance, repo, {user, device} = address) do
-    now = now()
-    count = instance.options.one_time_prekeys
-    account = {user, open_account(instance, repo, user, now)}
+  # The keys that are there stay, so others must not be given.
+  defp keep(_instance, {user, device}, found, %{identity_key_pair: nil}),
+    do: {:ok, registered(user, device, found)}
 
-    # Drawn, so that a message made for keys of an earlier registration names a prekey that is not there.
-    {signed_id, first_id} = {random_id(), random_id()}
+  defp keep(instance, {user, device}, %{public_key: public_key} = found, given) do
+    case identity(instance, {user, found.data_key}, device, given) do
+      {:ok, {^public_key, _sealed, _registration_id}} ->
+        {:ok, registered(user, device, found)}
+
+      {:ok, _another} ->
+        {:error, Error.new(:untrusted_identity, "the device is registered with another pair")}
+
+      {:error, reason} ->
+        {:error, Error.new(reason)}
+    end
+  end
+
+  defp create(instance, repo, {user, device} = address, given) do
+    now = now()
+    account = {user, open_account(instance, repo, user, now)}
 
     {keys, record} =
       generating(instance, address, fn ->
-        with {:ok, {public_key, sealed, registration_id}} <-
-               Instance.sealed(instance, :identity_create, [account, device]),
-             {:ok, signed} <-
-               Instance.sealed(instance, :signed_prekey_create, [
-                 account,
-                 device,
-                 sealed,
-                 signed_id
-               ]),
-             {:ok, prekeys} <-
-               Instance.sealed(instance, :prekeys_create, [account, device, first_id, count]) do
-          {:ok,
-           %{
-             registration_id: registration_id,
-             public_key: public_key,
-             identity: sealed,
-             next_prekey_id: first_id + count,
-             signed: signed,
-             prekeys: prekeys
-           }}
+        with {:ok, {public_key, sealed, drawn}} <- identity(instance, account, device, given) do
+          keys = %{
+            registration_id: given.registration_id || drawn,
+            public_key: public_key,
+            identity: sealed
+          }
+
+          first_prekeys(instance, account, device, keys)
         end
       end)
 
@@ -68,15 +90,70 @@ defmodule Kith.Registration do
       {:ok, keys} ->
         # Another process registered the same device meanwhile: the next attempt finds its keys.
         if Accounts.insert_device(repo, address, keys, now) == 0, do: raise(Error.new(:stale))
-        {id, public_key, signature, sealed} = keys.signed
-        Prekeys.insert(repo, address, :signed, [{id, public_key, signature, sealed}], now)
-        insert_generated(repo, address, keys.prekeys, now)
+        Prekeys.insert(repo, address, :signed, [keys.signed], now)
+        Prekeys.insert(repo, address, :kyber_last_resort, [keys.last_resort], now)
+        insert_generated(repo, address, keys, now)
         {{:ok, registered(user, device, keys)}, [record]}
 
       {:error, reason} ->
         raise Error.new(reason)
     end
   end
+
+  defp identity(instance, account, device, %{identity_key_pair: nil}),
+    do: Instance.sealed(instance, :identity_create, [account, device])
+
+  defp identity(instance, account, device, %{identity_key_pair: pair}),
+    do: Instance.sealed(instance, :identity_import, [account, device, pair])
+
+  defp first_prekeys(instance, account, device, %{identity: identity} = keys) do
+    # Drawn, so that a message made for keys of an earlier registration names a prekey that is not there.
+    {signed_id, first_id, kyber_id} = {random_id(), random_id(), random_id()}
+    {count, kyber_count} = targets(instance)
+
+    with {:ok, signed} <-
+           Instance.sealed(instance, :signed_prekey_create, [
+             account,
+             device,
+             identity,
+             signed_id
+           ]),
+         {:ok, [last_resort]} <-
+           kyber_prekeys(instance, account, device, identity, :kyber_last_resort, {kyber_id, 1}),
+         {:ok, made} <-
+           one_time_prekeys(instance, account, device, identity, %{
+             one_time: {first_id, count},
+             kyber_one_time: {kyber_id + 1, kyber_count}
+           }) do
+      next = %{
+        signed: signed,
+        last_resort: last_resort,
+        next_prekey_id: first_id + count,
+        next_kyber_prekey_id: kyber_id + 1 + kyber_count
+      }
+
+      {:ok, keys |> Map.merge(made) |> Map.merge(next)}
+    end
+  end
+
+  defp one_time_prekeys(instance, account, device, identity, wanted) do
+    {first_id, count} = wanted.one_time
+
+    with {:ok, prekeys} <-
+           Instance.sealed(instance, :prekeys_create, [account, device, first_id, count]),
+         kyber = wanted.kyber_one_time,
+         {:ok, kyber_prekeys} <-
+           kyber_prekeys(instance, account, device, identity, :kyber_one_time, kyber),
+         do: {:ok, %{prekeys: prekeys, kyber_prekeys: kyber_prekeys}}
+  end
+
+  defp kyber_prekeys(instance, account, device, identity, kind, ids) do
+    arguments = [account, device, identity, kind, ids]
+    Instance.sealed(instance, :kyber_prekeys_create, arguments)
+  end
+
+  defp targets(%{options: options}),
+    do: {options.one_time_prekeys, options.one_time_kyber_prekeys}
 
   # Not :rand, whose seed is the caller's.
   defp random_id,
@@ -124,27 +201,19 @@ defmodule Kith.Registration do
 
   # The keys are made between two transactions, so that nobody waits for 100 key pairs. Ids are reserved in the
   # first and lost when the second does not happen, never used twice.
-  def replenish(instance, address) do
+  def replenish(instance, {user, device} = address) do
     case reserve(instance, address) do
-      {:ok, %{count: 0}} ->
+      {:ok, %{one_time: {_, 0}, kyber_one_time: {_, 0}}} ->
         {:ok, 0}
 
-      {:ok, reserved} ->
+      {:ok, %{device: %{data_key: data_key, identity: identity}} = reserved} ->
         {keys, record} =
           generating(instance, address, fn ->
-            {_, device} = address
-
-            Instance.sealed(instance, :prekeys_create, [
-              reserved.account,
-              device,
-              reserved.first_id,
-              reserved.count
-            ])
+            one_time_prekeys(instance, {user, data_key}, device, identity, reserved)
           end)
 
-        with {:ok, prekeys} <- keys do
-          store_generated(instance, address, reserved, prekeys, record)
-        else
+        case keys do
+          {:ok, made} -> store_generated(instance, address, reserved.device, made, record)
           {:error, reason} -> {:error, Error.new(reason)}
         end
 
@@ -153,21 +222,13 @@ defmodule Kith.Registration do
     end
   end
 
-  defp reserve(instance, {user, _} = address) do
+  defp reserve(instance, address) do
     Instance.transaction(instance, fn repo ->
       case fetch_local(repo, address) do
         {:ok, device} ->
           grace = instance.options.prekey_grace_period * 1_000
           Prekeys.delete_used(repo, address, now() - grace)
-
-          count = missing(instance, repo, address)
-          first_id = first_id(device.next_prekey_id, count)
-
-          if Accounts.reserve_prekey_ids(repo, address, device.next_prekey_id, first_id + count) ==
-               0,
-             do: raise(Error.new(:stale))
-
-          {{:ok, %{account: {user, device.data_key}, count: count, first_id: first_id}}, []}
+          {{:ok, reserve_ids(instance, repo, address, device)}, []}
 
         {:error, error} ->
           {{:error, error}, []}
@@ -175,64 +236,84 @@ defmodule Kith.Registration do
     end)
   end
 
-  defp store_generated(
-         instance,
-         {user, _} = address,
-         %{account: {user, data_key}},
-         prekeys,
-         record
-       ) do
+  defp reserve_ids(instance, repo, address, device) do
+    {count, kyber_count} = missing(instance, repo, address)
+    {next, kyber_next} = {device.next_prekey_id, device.next_kyber_prekey_id}
+    {first, kyber_first} = {first_id(next, count), first_id(kyber_next, kyber_count)}
+    moved = {first + count, kyber_first + kyber_count}
+
+    if Accounts.reserve_prekey_ids(repo, address, {next, kyber_next}, moved) == 0,
+      do: raise(Error.new(:stale))
+
+    %{device: device, one_time: {first, count}, kyber_one_time: {kyber_first, kyber_count}}
+  end
+
+  defp store_generated(instance, address, before, made, record) do
+    %{data_key: data_key, identity: identity} = before
+
     Instance.transaction(instance, fn repo ->
-      # Meanwhile the user may have gone, or another node may have filled the stock.
-      if Accounts.data_key(repo, user) == data_key and Accounts.device(repo, address) != nil do
-        prekeys = Enum.take(prekeys, missing(instance, repo, address))
-        insert_generated(repo, address, prekeys, now())
-        {{:ok, length(prekeys)}, [record]}
-      else
-        {{:error, Error.new(:not_registered)}, []}
+      # Meanwhile the user may have gone or come anew, or another node may have filled the stock.
+      case Accounts.device(repo, address) do
+        %{data_key: ^data_key, identity: ^identity} ->
+          {count, kyber_count} = missing(instance, repo, address)
+
+          made = %{
+            prekeys: Enum.take(made.prekeys, count),
+            kyber_prekeys: Enum.take(made.kyber_prekeys, kyber_count)
+          }
+
+          insert_generated(repo, address, made, now())
+          {{:ok, length(made.prekeys)}, [record]}
+
+        _other ->
+          {{:error, Error.new(:not_registered)}, []}
       end
     end)
   end
 
   defp missing(instance, repo, address) do
-    stock = Map.get(Prekeys.stock(repo, [address]), address, 0)
-    max(instance.options.one_time_prekeys - stock, 0)
+    %{^address => stock} = Prekeys.stock(repo, [address])
+    {count, kyber_count} = targets(instance)
+    {max(count - stock.one_time, 0), max(kyber_count - stock.kyber_one_time, 0)}
   end
 
   defp first_id(next, count) when next + count > @max_prekey_id, do: 1
   defp first_id(next, _count), do: next
 
-  defp insert_generated(repo, address, prekeys, now) do
-    rows = Enum.map(prekeys, fn {id, public_key, sealed} -> {id, public_key, nil, sealed} end)
-    Prekeys.insert(repo, address, :one_time, rows, now)
+  defp insert_generated(repo, address, %{prekeys: prekeys, kyber_prekeys: kyber_prekeys}, now) do
+    prekeys = Enum.map(prekeys, fn {id, public_key, sealed} -> {id, public_key, nil, sealed} end)
+    Prekeys.insert(repo, address, :one_time, prekeys, now)
+    Prekeys.insert(repo, address, :kyber_one_time, kyber_prekeys, now)
   end
 
   defp generating(instance, {user, device}, fun) do
     metadata = %{instance: instance.name, user_id: user, device_id: device}
 
     Telemetry.record([:kith, :prekeys, :generate], metadata, fun, fn
-      {:ok, %{prekeys: prekeys}} = result ->
-        {%{count: length(prekeys)}, Telemetry.outcome(result)}
-
-      {:ok, prekeys} = result ->
-        {%{count: length(prekeys)}, Telemetry.outcome(result)}
+      {:ok, %{prekeys: prekeys, kyber_prekeys: kyber_prekeys}} = result ->
+        made = %{count: length(prekeys), kyber_count: length(kyber_prekeys)}
+        {made, Telemetry.outcome(result)}
 
       result ->
-        {%{count: 0}, Telemetry.outcome(result)}
+        {%{count: 0, kyber_count: 0}, Telemetry.outcome(result)}
     end)
   end
 
-  def prekey_count(instance, address) do
+  @doc "How many one-time prekeys of a kind a device can still hand out."
+  def prekey_count(instance, address, kind) do
     Instance.transaction(instance, fn repo ->
       case Accounts.device(repo, address) do
         nil -> {{:error, Error.new(:not_registered)}, []}
-        _ -> {{:ok, Map.get(Prekeys.stock(repo, [address]), address, 0)}, []}
+        _ -> {{:ok, stock(repo, address, kind)}, []}
       end
     end)
   end
 
+  defp stock(repo, address, kind), do: Prekeys.stock(repo, [address])[address][kind]
+
   def publish(instance, address, fields) do
     with {:ok, bundle} <- PreKeyBundle.new(fields),
+         :ok <- accepted(instance.options.minimum_version, bundle),
          :ok <- verify(instance, bundle) do
       Instance.transaction(instance, fn repo ->
         {insert_published(instance, repo, address, bundle), []}
@@ -240,8 +321,20 @@ defmodule Kith.Registration do
     end
   end
 
+  defp accepted(4, %{kyber_prekey: nil}) do
+    {:error,
+     Error.new(
+       :unsupported_version,
+       "the bundle has no :kyber_prekey; an instance with minimum_version: 3 takes it"
+     )}
+  end
+
+  defp accepted(_minimum_version, _bundle), do: :ok
+
   defp verify(instance, bundle) do
-    case Instance.native(instance, :bundle_verify, [PreKeyBundle.to_native(bundle)]) do
+    one_time = Enum.map(bundle.kyber_prekeys, &PreKeyBundle.signed_to_native/1)
+
+    case Instance.native(instance, :bundle_verify, [PreKeyBundle.to_native(bundle), one_time]) do
       :ok -> :ok
       {:error, reason} -> {:error, Error.new(reason)}
     end
@@ -256,7 +349,8 @@ defmodule Kith.Registration do
           registration_id: bundle.registration_id,
           public_key: bundle.identity_key,
           identity: nil,
-          next_prekey_id: 1
+          next_prekey_id: 1,
+          next_kyber_prekey_id: 1
         }
 
         if Accounts.insert_device(repo, address, published, now) == 0,
@@ -279,15 +373,29 @@ defmodule Kith.Registration do
   end
 
   defp insert_stock(repo, address, bundle, now) do
-    signed = bundle.signed_prekey
+    %PreKeyBundle{signed_prekey: signed, kyber_prekey: last_resort} = bundle
     one_time = Enum.map(PreKeyBundle.stock(bundle), &{&1.id, &1.public_key, nil, nil})
+    kyber = Enum.map(bundle.kyber_prekeys, &{&1.id, &1.public_key, &1.signature, nil})
 
-    Prekeys.replace_signed(repo, address, {signed.id, signed.public_key, signed.signature}, now)
+    signed = PreKeyBundle.signed_to_native(signed)
+    Prekeys.replace(repo, address, :signed, signed, now)
     Prekeys.insert(repo, address, :one_time, one_time, now)
 
-    case Map.get(Prekeys.stock(repo, [address]), address, 0) do
-      stock when stock > @max_stock -> raise Error.new(:too_large)
-      stock -> {:ok, stock}
+    if last_resort do
+      last_resort = PreKeyBundle.signed_to_native(last_resort)
+      Prekeys.replace(repo, address, :kyber_last_resort, last_resort, now)
+    else
+      Prekeys.delete_kyber(repo, address)
+    end
+
+    Prekeys.insert(repo, address, :kyber_one_time, kyber, now)
+
+    case Prekeys.stock(repo, [address])[address] do
+      %{one_time: stock, kyber_one_time: kyber} when stock > @max_stock or kyber > @max_stock ->
+        raise Error.new(:too_large)
+
+      %{one_time: stock} ->
+        {:ok, stock}
     end
   end
 
@@ -304,26 +412,17 @@ defmodule Kith.Registration do
 
     with {:ok, found} <- result do
       replenish_low(instance, %{address => found})
-      {id, public_key, signature} = found.bundle.signed_prekey
-
-      {:ok,
-       %PreKeyBundle{
-         user: user,
-         device: device,
-         registration_id: found.bundle.registration_id,
-         identity_key: found.bundle.identity_key,
-         signed_prekey: %{id: id, public_key: public_key, signature: signature},
-         prekey:
-           with({id, public_key} <- found.bundle.prekey, do: %{id: id, public_key: public_key})
-       }}
+      {:ok, PreKeyBundle.from_native(user, device, found.bundle)}
     end
   end
 
   @doc """
   Hands out a bundle of each device that has keys, in the caller's transaction.
 
-  Returns `%{address => %{bundle: bundle, local: boolean, remaining: stock}}` and what telemetry should say.
+  Returns what was claimed by address, and what telemetry should say.
   """
+  @spec claim(Instance.t(), term, [Address.t()], integer) ::
+          {%{Address.t() => claimed}, [Telemetry.recorded()]}
   def claim(_instance, _repo, [], _now), do: {%{}, []}
 
   def claim(instance, repo, addresses, now) do
@@ -336,43 +435,85 @@ defmodule Kith.Registration do
       |> Enum.map_reduce([], fn {user, device} = address, records ->
         metadata = %{instance: instance.name, user_id: user, device_id: device}
 
-        {prekey, record} =
+        {prekeys, record} =
           Telemetry.record(
             [:kith, :prekeys, :claim],
             metadata,
-            fn -> Prekeys.claim(repo, address, now) end,
-            fn prekey -> {%{count: if(prekey, do: 1, else: 0)}, %{result: :ok, reason: nil}} end
+            fn -> claim_one_time(repo, address, now) end,
+            fn {prekey, kyber_prekey} ->
+              handed_out = %{
+                count: if(prekey, do: 1, else: 0),
+                kyber_count: if(kyber_prekey, do: 1, else: 0)
+              }
+
+              {handed_out, %{result: :ok, reason: nil}}
+            end
           )
 
-        {{address, prekey}, [{address, record} | records]}
+        {{address, prekeys}, [{address, record} | records]}
       end)
 
     stock = if claimed == [], do: %{}, else: Prekeys.stock(repo, Enum.map(claimed, &elem(&1, 0)))
 
     claimed =
-      Map.new(claimed, fn {address, prekey} ->
-        {local, bundle} = Map.pop!(found[address], :local)
-        bundle = Map.put(bundle, :prekey, prekey)
-        {address, %{bundle: bundle, local: local, remaining: Map.get(stock, address, 0)}}
+      Map.new(claimed, fn {address, prekeys} ->
+        {address, claimed(found[address], prekeys, stock[address])}
       end)
 
     records =
-      for {address, record} <- Enum.reverse(records),
-          do: Telemetry.measure(record, %{remaining: claimed[address].remaining})
+      for {address, record} <- Enum.reverse(records) do
+        %{remaining: remaining} = claimed[address]
+
+        Telemetry.measure(record, %{
+          remaining: remaining.one_time,
+          kyber_remaining: remaining.kyber_one_time
+        })
+      end
 
     {claimed, records}
   end
 
+  defp claim_one_time(repo, address, now) do
+    {Prekeys.claim(repo, address, :one_time, now),
+     Prekeys.claim(repo, address, :kyber_one_time, now)}
+  end
+
+  defp claimed(found, {prekey, kyber_prekey}, remaining) do
+    {local, bundle} = Map.pop!(found, :local)
+
+    claimed =
+      for {kind, {id, _, _}} <- [one_time: prekey, kyber_one_time: kyber_prekey],
+          into: %{},
+          do: {kind, id}
+
+    bundle =
+      Map.merge(bundle, %{
+        prekey: with({id, public_key, _no_signature} <- prekey, do: {id, public_key}),
+        kyber_prekey: kyber_prekey || bundle.kyber_prekey
+      })
+
+    %{bundle: bundle, local: local, claimed: claimed, remaining: remaining}
+  end
+
+  @doc "Puts back what was claimed for a message that was not made."
+  @spec release(term, Address.t(), claimed) :: :ok
+  def release(repo, address, %{claimed: claimed}),
+    do: Enum.each(claimed, fn {kind, id} -> Prekeys.release(repo, address, kind, id) end)
+
   @doc "Asks for new prekeys of the devices whose stock a claim left low."
   def replenish_low(instance, claimed) do
-    below = instance.options.replenish_below
-
     low =
       for {address, %{local: true, remaining: remaining}} <- claimed,
-          remaining < below,
+          low?(instance, remaining),
           do: address
 
     Replenisher.request(instance, low)
+  end
+
+  # Of the Kyber prekeys as large a share as of the others.
+  defp low?(%{options: %{replenish_below: below}} = instance, remaining) do
+    {count, kyber_count} = targets(instance)
+    remaining.one_time < below or remaining.kyber_one_time * count < below * kyber_count
   end
 
   defp now, do: System.system_time(:millisecond)

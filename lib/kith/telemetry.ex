@@ -19,9 +19,9 @@ defmodule Kith.Telemetry do
   | `[:kith, :group, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size`, `recipients`, `failed` | the same, `result`, `reason` |
   | `[:kith, :group, :encrypt, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :prekeys, :generate, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
-  | `[:kith, :prekeys, :generate, :stop]` | `monotonic_time`, `duration`, `count` | the same, `result`, `reason` |
+  | `[:kith, :prekeys, :generate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
   | `[:kith, :prekeys, :claim, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
-  | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining` | the same, `result`, `reason` |
+  | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining`, `kyber_count`, `kyber_remaining` | the same, `result`, `reason` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
 
   ## Measurements
@@ -29,9 +29,10 @@ defmodule Kith.Telemetry do
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
   together; both are 0 where there is none. `recipients` counts those addressed, `failed` those of
-  them that got an error. `sessions` counts the sessions established. `count` is how many prekeys were
-  made, how many one-time prekeys were handed out (0 when the user has none left), or how many panics.
-  `remaining` is the stock after the claim.
+  them that got an error. `sessions` counts the sessions established. `count` is how many one-time prekeys were
+  made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
+  claim. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
+  of last resort was.
 
   ## Metadata
 

@@ -174,7 +174,7 @@ defmodule Kith.EnvelopeTest do
       assert ["message_id" | Enum.sort(Enum.map(Map.keys(metadata), &to_string/1))] |> Enum.sort() ==
                Enum.sort(columns)
 
-      assert %{encrypted: true, protocol: "signal", version: 3, sender_device_id: 1} = metadata
+      assert %{encrypted: true, protocol: "signal", version: 4, sender_device_id: 1} = metadata
 
       assert metadata.session_id =~
                ~r/^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/

@@ -5,6 +5,7 @@ defmodule Kith.PanicTest do
   alias Kith.{ChildVM, Native}
 
   @panics 1_000
+  @unknown %{generation: 0, state: nil, braid: nil, identity: nil}
 
   setup do
     {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
@@ -21,6 +22,7 @@ defmodule Kith.PanicTest do
       account: alice.account,
       alice: alice,
       bob: bob,
+      identity_key_pair: elem(Kith.Case.identity_key_pair(), 0),
       first_message: first_message(vault, alice, bob)
     }
   end
@@ -47,11 +49,19 @@ defmodule Kith.PanicTest do
 
   defp call(:identity_create, c), do: Native.identity_create(c.vault, c.account, 1)
 
+  defp call(:identity_import, c),
+    do: Native.identity_import(c.vault, c.account, 1, c.identity_key_pair)
+
   defp call(:signed_prekey_create, %{alice: alice} = c),
     do: Native.signed_prekey_create(c.vault, c.account, 1, alice.local.identity, 1)
 
   defp call(:prekeys_create, c), do: Native.prekeys_create(c.vault, c.account, 1, 1, 1)
-  defp call(:bundle_verify, c), do: Native.bundle_verify(c.bob.bundle)
+
+  defp call(:kyber_prekeys_create, %{alice: %{local: local}} = c) do
+    Native.kyber_prekeys_create(c.vault, c.account, 1, local.identity, :kyber_one_time, {1, 1})
+  end
+
+  defp call(:bundle_verify, c), do: Native.bundle_verify(c.bob.bundle, [])
 
   defp call(:session_encrypt, %{alice: alice, bob: bob} = c),
     do: Native.session_encrypt(c.vault, c.account, alice.local, [recipient(bob)], "hello", 0)
@@ -65,11 +75,14 @@ defmodule Kith.PanicTest do
   defp call(:session_archive, %{bob: bob} = c),
     do: Native.session_archive(c.vault, bob.account, {"bob", 1}, peer(bob))
 
+  defp call(:session_import, %{bob: bob} = c),
+    do: Native.session_import(c.vault, bob.account, bob.local, peer(bob), "record")
+
   defp call(:message_inspect, %{first_message: {type, body}}),
     do: Native.message_inspect(type, body)
 
   defp call(:identity_seal, %{bob: bob} = c),
-    do: Native.identity_seal(c.vault, c.account, {"alice", 1}, {"bob", 1}, bob.public, true)
+    do: Native.identity_seal(c.vault, c.account, {"alice", 1}, {"bob", 1}, {bob.public, true, 4})
 
   defp call(:identity_open, c),
     do: Native.identity_open(c.vault, c.account, {"alice", 1}, {"bob", 1}, "sealed")
@@ -243,28 +256,42 @@ defmodule Kith.PanicTest do
     {:ok, [{2, prekey, sealed_prekey}]} = Native.prekeys_create(vault, account, 1, 2, 1)
     {1, signed_prekey, signature, sealed_signed_prekey} = signed
 
+    {:ok, [{3, kyber_prekey, kyber_signature, sealed_kyber_prekey}]} =
+      Native.kyber_prekeys_create(vault, account, 1, identity, :kyber_one_time, {3, 1})
+
     %{
       user: user,
       account: account,
       public: public,
-      local: %{device: 1, registration_id: registration_id, identity: identity},
-      sealed: %{prekey: sealed_prekey, signed_prekey: sealed_signed_prekey},
+      local: %{
+        device: 1,
+        registration_id: registration_id,
+        identity: identity,
+        minimum_version: 4
+      },
+      sealed: %{
+        prekey: sealed_prekey,
+        signed_prekey: sealed_signed_prekey,
+        kyber_prekey: {:kyber_one_time, sealed_kyber_prekey}
+      },
       bundle: %{
         registration_id: registration_id,
         identity_key: public,
         signed_prekey: {1, signed_prekey, signature},
-        prekey: {2, prekey}
+        prekey: {2, prekey},
+        kyber_prekey: {3, kyber_prekey, kyber_signature}
       }
     }
   end
 
   defp recipient(%{user: user, bundle: bundle}),
-    do: %{user: user, device: 1, generation: 0, state: nil, identity: nil, bundle: bundle}
+    do: Map.merge(@unknown, %{user: user, device: 1, bundle: bundle})
 
   # What bob has stored about alice, of whom he has not heard.
   defp peer(bob) do
-    unknown = %{user: "alice", device: 1, generation: 0, state: nil, identity: nil}
-    unknown |> Map.merge(%{archive: [], skipped: []}) |> Map.merge(bob.sealed)
+    @unknown
+    |> Map.merge(%{user: "alice", device: 1, archive: [], entries: [], chunks: []})
+    |> Map.merge(bob.sealed)
   end
 
   defp first_message(vault, alice, bob) do

@@ -87,15 +87,18 @@ defmodule Kith.StoreTest do
       kith = start_on_repo!(one_time_prekeys: 3, replenish_below: 0)
       register!(kith, ["ben"])
       Kith.pre_key_bundle!(kith, "ben")
+      reads = :counters.new(1, [])
 
       Repo.intercept(fn sql, run ->
-        if sql =~ "SELECT data_key FROM signal_accounts" do
+        # The second time the device is read: when the keys are made and to be stored.
+        if sql =~ "FROM signal_identity_keys i LEFT JOIN" and :counters.get(reads, 1) > 0 do
           Repo.intercept(fn _, run -> run.() end)
           Kith.unregister!(kith, "ben")
           Kith.register!(kith, "ben")
           Kith.pre_key_bundle!(kith, "ben")
         end
 
+        if sql =~ "FROM signal_identity_keys i LEFT JOIN", do: :counters.add(reads, 1, 1)
         run.()
       end)
 
@@ -174,13 +177,36 @@ defmodule Kith.StoreTest do
       assert Sessions.put(db, me, [{peer, 2, "lost", "i"}], 7) == 0
       assert Sessions.put(db, me, [{peer, 4, "lost", "i"}], 7) == 0
 
-      assert Sessions.fetch(db, me, peer) == %{generation: 2, state: "s2", identity: "i"}
+      assert Sessions.fetch(db, me, peer) == row(2, "s2", "i")
 
       assert Sessions.fetch_many(db, me, [peer, {"ben", 1}, other]) == %{
-               peer => %{generation: 2, state: "s2", identity: "i"},
-               {"ben", 1} => %{generation: 0, state: nil, identity: nil},
-               other => %{generation: 1, state: "t1", identity: nil}
+               peer => row(2, "s2", "i"),
+               {"ben", 1} => row(0, nil, nil),
+               other => row(1, "t1", nil)
              }
+    end
+
+    test "come with their braids, which are written apart and go with the state",
+         %{handle: db, me: me, peer: peer} do
+      other = {"cleo", 1}
+      Sessions.put(db, me, [{peer, 1, "s", "i"}, {other, 1, "t", "j"}], 0)
+      Sessions.put_braids(db, me, [{peer, {"id", 1, "b1"}}, {other, {"ie", 7, "b7"}}])
+      Sessions.put_braids(db, me, [{peer, {"id", 2, "b2"}}])
+
+      assert Sessions.fetch(db, me, peer) == row(1, "s", "i", {"id", 2, "b2"})
+
+      assert Sessions.fetch_many(db, me, [peer, other]) == %{
+               peer => row(1, "s", "i", {"id", 2, "b2"}),
+               other => row(1, "t", "j", {"ie", 7, "b7"})
+             }
+
+      assert Sessions.fetch(db, {"anna", 2}, peer) == row(0, nil, nil)
+      assert Sessions.drop_state(db, me, peer, 7, 0) == 0
+      assert %{braid: {"id", 2, "b2"}} = Sessions.fetch(db, me, peer)
+      assert Sessions.drop_state(db, me, peer, 1, 0) == 1
+      assert Sessions.fetch(db, me, peer) == row(2, nil, "i")
+      Sessions.delete_parts(db, me, other)
+      assert Sessions.fetch(db, me, other) == row(1, "t", "j")
     end
 
     test "are written by the thousand", %{handle: db, me: me} do
@@ -194,31 +220,53 @@ defmodule Kith.StoreTest do
       assert Sessions.drop_state(db, me, peer, 2, 0) == 0
       assert Sessions.drop_state(db, me, peer, 1, 0) == 1
       assert Sessions.drop_state(db, me, peer, 2, 0) == 0
-      assert Sessions.fetch(db, me, peer) == %{generation: 2, state: nil, identity: "i"}
+      assert Sessions.fetch(db, me, peer) == row(2, nil, "i")
       assert Sessions.forget(db, me, peer, 0) == 1
-      assert Sessions.fetch(db, me, peer) == %{generation: 3, state: nil, identity: nil}
+      assert Sessions.fetch(db, me, peer) == row(3, nil, nil)
     end
 
-    test "lose their oldest skipped keys first, of the chain that is named", %{
+    test "lose their lowest entries first, of the group that is named", %{
       handle: db,
       me: me,
       peer: peer
     } do
-      keys = for n <- 5..1//-1, do: {"chain", n, "key #{n}"}
-      Sessions.insert_skipped(db, me, peer, "id", keys ++ [{"other", 1, "key"}])
-      Sessions.insert_skipped(db, {"anna", 2}, peer, "id", keys)
-      assert Sessions.evict_skipped(db, me, peer, "id", {"chain", 3}) == 3
+      keys = for n <- 5..1//-1, do: {"group", n, "key #{n}"}
+      Sessions.put_entries(db, me, peer, "id", keys ++ [{"other", 1, "key"}])
+      Sessions.put_entries(db, {"anna", 2}, peer, "id", keys)
+      assert Sessions.evict_entries(db, me, peer, "id", {"group", 3}) == 3
 
-      counters = fn me, chain ->
-        for n <- 1..5, Sessions.skipped(db, me, peer, chain, n) != [], do: n
+      numbers = fn me, group ->
+        Enum.sort(for {"id", ^group, n, _} <- Sessions.entries_of(db, me, peer, group), do: n)
       end
 
-      assert counters.(me, "chain") == [4, 5]
-      assert counters.(me, "other") == [1]
-      assert counters.({"anna", 2}, "chain") == [1, 2, 3, 4, 5]
-      assert Sessions.delete_skipped(db, me, peer, "id", {"chain", 4}) == 1
-      assert Sessions.delete_skipped_of_chain(db, me, peer, "id", "chain") == 1
-      assert Sessions.delete_skipped_of_session(db, me, peer, "id") == 1
+      assert numbers.(me, "group") == [4, 5]
+      assert numbers.(me, "other") == [1]
+      assert numbers.({"anna", 2}, "group") == [1, 2, 3, 4, 5]
+      assert Sessions.delete_entry(db, me, peer, "id", {"group", 4}) == 1
+      assert Sessions.delete_entry(db, me, peer, "id", {"other", 4}) == 0
+      assert Sessions.delete_entries_of_group(db, me, peer, "id", "group") == 1
+      assert Sessions.delete_entries_of_session(db, me, peer, "id") == 1
+    end
+
+    test "have entries that are found by position in any session, and written again in place", %{
+      handle: db,
+      me: me,
+      peer: peer
+    } do
+      for id <- ["one", "two"],
+          do: Sessions.put_entries(db, me, peer, id, [{"g", 1, id}, {"g", 2, id}, {"h", 1, id}])
+
+      Sessions.put_entries(db, me, peer, "two", [{"h", 1, "new"}])
+
+      assert Enum.sort(Sessions.entries_at(db, me, peer, [{"g", 2}, {"h", 1}])) == [
+               {"one", "g", 2, "one"},
+               {"one", "h", 1, "one"},
+               {"two", "g", 2, "two"},
+               {"two", "h", 1, "new"}
+             ]
+
+      assert length(Sessions.entries_of(db, me, peer, "g")) == 4
+      assert Sessions.entries_at(db, me, {"ben", 1}, [{"g", 2}]) == []
     end
 
     test "are archived in order", %{handle: db, me: me, peer: peer} do
@@ -244,33 +292,79 @@ defmodule Kith.StoreTest do
     end
 
     test "are handed out from the oldest on, once, and put back by id", %{handle: db, me: me} do
-      assert Prekeys.claim(db, me, 1) == {1, "public 1"}
-      assert Prekeys.claim(db, me, 1) == {2, "public 2"}
-      Prekeys.release(db, me, 1)
-      assert Prekeys.stock(db, [me]) == %{me => 2}
-      assert Prekeys.claim(db, me, 1) == {1, "public 1"}
-      assert Prekeys.claim(db, me, 1) == {3, "public 3"}
-      assert Prekeys.claim(db, me, 1) == nil
-      assert Prekeys.stock(db, [me]) == %{}
+      assert Prekeys.claim(db, me, :one_time, 1) == {1, "public 1", nil}
+      assert Prekeys.claim(db, me, :one_time, 1) == {2, "public 2", nil}
+      Prekeys.release(db, me, :one_time, 1)
+      assert Prekeys.stock(db, [me]) == %{me => %{one_time: 2, kyber_one_time: 0}}
+      assert Prekeys.claim(db, me, :one_time, 1) == {1, "public 1", nil}
+      assert Prekeys.claim(db, me, :one_time, 1) == {3, "public 3", nil}
+      assert Prekeys.claim(db, me, :one_time, 1) == nil
+      assert Prekeys.stock(db, [me]) == %{me => %{one_time: 0, kyber_one_time: 0}}
+    end
+
+    test "of one kind are none of another, whatever their ids", %{handle: db, me: me} do
+      kyber = for id <- 2..4, do: {id, "kyber #{id}", "signature #{id}", "sealed kyber #{id}"}
+      Prekeys.insert(db, me, :kyber_one_time, tl(kyber), 0)
+      Prekeys.insert(db, me, :kyber_last_resort, [hd(kyber)], 0)
+      assert Prekeys.stock(db, [me]) == %{me => %{one_time: 3, kyber_one_time: 2}}
+
+      assert Prekeys.claim(db, me, :kyber_one_time, 1) == {3, "kyber 3", "signature 3"}
+      assert Prekeys.claim(db, me, :one_time, 1) == {1, "public 1", nil}
+      Prekeys.release(db, me, :one_time, 3)
+      assert Prekeys.claim(db, me, :kyber_one_time, 1) == {4, "kyber 4", "signature 4"}
+      assert Prekeys.claim(db, me, :kyber_one_time, 1) == nil
+
+      assert Prekeys.mark_used(db, me, :kyber_one_time, 2, 5) == 0
+      assert Prekeys.mark_used(db, me, :kyber_one_time, 3, 5) == 1
+      assert Prekeys.delete_used(db, me, 5) == 1
+      assert Prekeys.delete_kyber(db, me) == 2
+      assert Prekeys.stock(db, [me]) == %{me => %{one_time: 2, kyber_one_time: 0}}
     end
 
     test "that a message has used are not handed out", %{handle: db, me: me} do
-      Prekeys.mark_used(db, me, 1, 5)
-      assert Prekeys.claim(db, me, 1) == {2, "public 2"}
+      Prekeys.mark_used(db, me, :one_time, 1, 5)
+      assert Prekeys.claim(db, me, :one_time, 1) == {2, "public 2", nil}
     end
 
-    test "are found by both ids, within the grace", %{handle: db, me: me} do
+    test "are found by their ids, one-time ones within the grace", %{handle: db, me: me} do
       Prekeys.insert(db, me, :signed, [{1, "public", "signature", "signed 1"}], 0)
-      assert Prekeys.private_halves(db, me, 3, 1, 0) == {"sealed 3", "signed 1"}
-      assert Prekeys.private_halves(db, me, nil, 1, 0) == {nil, "signed 1"}
-      assert Prekeys.private_halves(db, me, 9, 9, 0) == {nil, nil}
+      Prekeys.insert(db, me, :kyber_one_time, [{1, "public", "signature", "kyber 1"}], 0)
+      Prekeys.insert(db, me, :kyber_last_resort, [{2, "public", "signature", "kyber 2"}], 0)
 
-      Prekeys.mark_used(db, me, 3, 100)
-      Prekeys.mark_used(db, me, 3, 900)
-      assert Prekeys.private_halves(db, me, 3, 1, 99) == {"sealed 3", "signed 1"}
-      assert Prekeys.private_halves(db, me, 3, 1, 100) == {nil, "signed 1"}
+      found = fn {prekey, signed, kyber}, used_after ->
+        ids = %{prekey_id: prekey, signed_prekey_id: signed, kyber_prekey_id: kyber}
+        Prekeys.private_halves(db, me, ids, used_after)
+      end
+
+      assert found.({3, 1, nil}, 0) == {"sealed 3", "signed 1", nil}
+      assert found.({nil, 1, 1}, 0) == {nil, "signed 1", {:kyber_one_time, "kyber 1"}}
+      assert found.({nil, 1, 2}, 0) == {nil, "signed 1", {:kyber_last_resort, "kyber 2"}}
+      assert found.({9, 9, 9}, 0) == {nil, nil, nil}
+
+      for kind <- [:one_time, :kyber_one_time],
+          at <- [100, 900],
+          id <- [1, 3],
+          do: Prekeys.mark_used(db, me, kind, id, at)
+
+      assert found.({3, 1, 1}, 99) == {"sealed 3", "signed 1", {:kyber_one_time, "kyber 1"}}
+      assert found.({3, 1, 1}, 100) == {nil, "signed 1", nil}
+      assert found.({3, 1, 2}, 100) == {nil, "signed 1", {:kyber_last_resort, "kyber 2"}}
       assert Prekeys.delete_used(db, me, 99) == 0
-      assert Prekeys.delete_used(db, me, 100) == 1
+      assert Prekeys.delete_used(db, me, 100) == 3
+    end
+
+    test "of a device elsewhere are one signed and one of last resort", %{handle: db, me: me} do
+      for kind <- [:signed, :kyber_last_resort],
+          id <- [1, 2, 2],
+          do: Prekeys.replace(db, me, kind, {id, "public #{id}", "signature"}, id)
+
+      {:ok, %{rows: rows}} =
+        SQLite.query(
+          db,
+          "SELECT kind, prekey_id, public_key FROM signal_prekeys WHERE kind <> 'one_time'"
+        )
+
+      assert Enum.sort(rows) == [["kyber_last_resort", 2, "public 2"], ["signed", 2, "public 2"]]
     end
 
     test "remember a base key once per device", %{handle: db, me: me} do
@@ -280,9 +374,13 @@ defmodule Kith.StoreTest do
     end
   end
 
+  defp row(generation, state, identity, braid \\ nil),
+    do: %{generation: generation, state: state, identity: identity, braid: braid}
+
   defp rows do
     for table <-
-          ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions signal_base_keys) do
+          ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions signal_braids
+             signal_session_entries signal_base_keys) do
       {:ok, %{rows: rows}} = Repo.query("SELECT * FROM #{table}", [], log: false)
       Enum.sort(rows)
     end

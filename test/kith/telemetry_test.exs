@@ -22,7 +22,7 @@ defmodule Kith.TelemetryTest do
   end
 
   setup do
-    kith = start_kith!(one_time_prekeys: 5, replenish_below: 5)
+    kith = start_kith!(one_time_prekeys: 5, one_time_kyber_prekeys: 2, replenish_below: 5)
     attach(Map.keys(contract()))
     %{kith: kith}
   end
@@ -91,8 +91,9 @@ defmodule Kith.TelemetryTest do
     assert [{_, %{sessions: 1}, %{role: :initiator, user_id: "anna", result: :ok}}] =
              events(events, [:session, :establish, :stop])
 
-    assert [{_, %{count: 1, remaining: 4}, %{user_id: "ben"}}] =
-             events(events, [:prekeys, :claim, :stop])
+    assert [
+             {_, %{count: 1, remaining: 4, kyber_count: 1, kyber_remaining: 1}, %{user_id: "ben"}}
+           ] = events(events, [:prekeys, :claim, :stop])
 
     {:error, _} = Kith.decrypt(kith, "ben", %{envelope | body: corrupt(envelope.body, 10)})
     assert "hello" = Kith.decrypt!(kith, "ben", envelope)

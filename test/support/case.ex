@@ -81,11 +81,26 @@ defmodule Kith.Case do
 
   @doc "Every row of every table of Kith, to compare before and after."
   def dump(name) do
-    for table <- ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions
-                    signal_archived_sessions signal_skipped_keys signal_base_keys),
+    for table <-
+          ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions
+                    signal_braids signal_archived_sessions signal_session_entries signal_base_keys),
         into: %{} do
       {table, Enum.sort(sql!(name, "SELECT * FROM #{table}"))}
     end
+  end
+
+  @doc "How many keys of skipped messages are stored."
+  def skipped_keys(name) do
+    [[count]] =
+      sql!(name, "SELECT COUNT(*) FROM signal_session_entries WHERE length(entry_group) = 33")
+
+    count
+  end
+
+  @doc "An identity key pair as Signal's own library serializes it, and its public half."
+  def identity_key_pair do
+    {public, private} = :crypto.generate_key(:ecdh, :x25519)
+    {<<0x0A, 33, 5, public::binary, 0x12, 32, private::binary>>, <<5, public::binary>>}
   end
 
   @doc "Changes one byte of a binary."

@@ -5,7 +5,7 @@ defmodule Kith.StateReader do
   # Opens what lies in a database of Kith with nothing but the key-encryption key and OTP's :crypto, as
   # docs/state-format.md describes it. Only tests do this: every secret becomes a term here.
 
-  @doc "All secrets of a database as `{what, bytes}`, each 32 bytes."
+  @doc "All secrets of a database as `{what, bytes}`, 32 bytes of each."
   def secrets(query, kek) do
     data_keys =
       for [user, wrapped] <- query.("SELECT user_id, data_key FROM signal_accounts"),
@@ -17,17 +17,9 @@ defmodule Kith.StateReader do
       identities(query, data_keys) ++
       prekeys(query, data_keys) ++
       sessions(query, data_keys) ++
+      braids(query, data_keys) ++
       archived_sessions(query, data_keys) ++
-      skipped_keys(query, data_keys)
-  end
-
-  @doc "The opened sessions as `{user, peer, bytes}`."
-  def opened_sessions(query, kek) do
-    for [user, wrapped] <- query.("SELECT user_id, data_key FROM signal_accounts"),
-        key = open_data_key(kek, user, wrapped),
-        [^user, device, peer, peer_device, generation, state] <- session_rows(query) do
-      {user, peer, open_row(key, ["session", user, device, peer, peer_device, generation], state)}
-    end
+      entries(query, data_keys)
   end
 
   defp identities(query, keys) do
@@ -47,13 +39,21 @@ defmodule Kith.StateReader do
             "SELECT user_id, device_id, kind, prekey_id, private_key_encrypted FROM signal_prekeys"
           ),
         sealed != nil do
-      kind = %{"one_time" => "one-time-prekey", "signed" => "signed-prekey"}[kind]
-
-      <<private::binary-32, _public::binary-33>> =
-        open_row(keys[user], [kind, user, device, id], sealed)
-
-      {:prekey, private}
+      {kind, id}
+      |> prekey_secrets(&open_row(keys[user], [&1, user, device, id], sealed))
     end
+    |> List.flatten()
+  end
+
+  defp prekey_secrets({"kyber_" <> _ = kind, _id}, open) do
+    <<d::binary-32, z::binary-32>> = open.(String.replace(kind, "_", "-") <> "-prekey")
+    [kyber_seed: d, kyber_seed: z]
+  end
+
+  defp prekey_secrets({kind, _id}, open) do
+    kind = %{"one_time" => "one-time-prekey", "signed" => "signed-prekey"}[kind]
+    <<private::binary-32, _public::binary-33>> = open.(kind)
+    [prekey: private]
   end
 
   defp session_rows(query) do
@@ -72,6 +72,17 @@ defmodule Kith.StateReader do
         do: secret
   end
 
+  defp braids(query, keys) do
+    for [user, device, peer, peer_device, id, revision, sealed] <-
+          query.("""
+          SELECT user_id, device_id, peer_id, peer_device_id, session_id, revision, braid
+          FROM signal_braids
+          """),
+        fields = ["braid", user, device, peer, peer_device, id, revision],
+        secret <- braid_secrets(open_row(keys[user], fields, sealed)),
+        do: secret
+  end
+
   defp archived_sessions(query, keys) do
     for [user, device, peer, peer_device, id, position, state] <-
           query.("""
@@ -79,36 +90,120 @@ defmodule Kith.StateReader do
           FROM signal_archived_sessions
           """),
         fields = ["archived-session", user, device, peer, peer_device, id, position],
-        secret <- session_secrets(open_row(keys[user], fields, state)),
+        secret <- archived_secrets(open_row(keys[user], fields, state)),
         do: secret
   end
 
-  defp skipped_keys(query, keys) do
-    for [user, device, peer, peer_device, id, ratchet_key, counter, sealed] <-
+  defp archived_secrets(<<3, size::32, both::binary>>),
+    do: session_secrets(binary_part(both, 0, size)) ++ braid_secrets(from(both, size))
+
+  defp archived_secrets(state), do: session_secrets(state)
+
+  defp entries(query, keys) do
+    for [user, device, peer, peer_device, id, group, number, sealed] <-
           query.("""
-          SELECT user_id, device_id, peer_id, peer_device_id, session_id, ratchet_key, counter, message_key
-          FROM signal_skipped_keys
-          """) do
-      fields = ["skipped-key", user, device, peer, peer_device, id, ratchet_key, counter]
-      <<1, seed::binary-32>> = open_row(keys[user], fields, sealed)
-      {:skipped_key, seed}
-    end
+          SELECT user_id, device_id, peer_id, peer_device_id, session_id, entry_group, number, entry
+          FROM signal_session_entries
+          """),
+        fields = ["session-entry", user, device, peer, peer_device, id, group, number],
+        secret <- entry_secrets(open_row(keys[user], fields, sealed)),
+        do: secret
   end
 
-  defp session_secrets(
-         <<1, 3, flags, _id::binary-16, _identities::binary-64, _registrations::64,
-           _base_key::binary-32, root::binary-32, _ratchet_public::binary-32,
-           ratchet_private::binary-32, sending::binary-32, _index::32, _previous::32,
-           rest::binary>>
+  defp entry_secrets(<<1, seed::binary-32>>), do: [skipped_key: seed]
+  defp entry_secrets(<<3, key::binary-32>>), do: [post_quantum_key: key]
+  # Chunks travel in the clear.
+  defp entry_secrets(<<4, _three_chunks::binary-102>>), do: []
+
+  defp session_secrets(<<1, 3, flags, _id::binary-16, _facts::binary-104, rest::binary>>) do
+    {secrets, ""} = ratchet_secrets(flags, rest)
+    secrets
+  end
+
+  defp session_secrets(<<2, 4, flags, _id::binary-16, rest::binary>>) do
+    {secrets, <<_revision::32, _epochs::128, count, rest::binary>>} = ratchet_secrets(flags, rest)
+    secrets ++ epoch_secrets(count, rest)
+  end
+
+  defp ratchet_secrets(flags, bytes) do
+    <<root::binary-32, _ratchet_public::binary-32, ratchet_private::binary-32, sending::binary-32,
+      _index::32, _previous::32, rest::binary>> = bytes
+
+    <<chains, rest::binary>> = from(rest, %{0 => 0, 1 => 12, 3 => 16}[flags])
+    receiving = binary_part(rest, 0, chains * 72)
+
+    secrets =
+      [{:root_key, root}, {:ratchet_key, ratchet_private}, {:chain_key, sending}] ++
+        for <<_ratchet_key::binary-32, key::binary-32, _index::32, _skipped::32 <- receiving>>,
+          do: {:chain_key, key}
+
+    {secrets, from(rest, chains * 72)}
+  end
+
+  # What follows the epochs, of chunks, travels in the clear.
+  defp epoch_secrets(0, _chunks), do: []
+
+  defp epoch_secrets(count, <<0, _index::32, rest::binary>>), do: receiving_half(count, rest)
+
+  defp epoch_secrets(count, <<1, _index::32, key::binary-32, rest::binary>>),
+    do: [{:post_quantum_chain_key, key} | receiving_half(count, rest)]
+
+  defp receiving_half(count, <<_index::32, key::binary-32, _kept::16, rest::binary>>),
+    do: [{:post_quantum_chain_key, key} | epoch_secrets(count - 1, rest)]
+
+  @kyber 1
+  @auth_key 2
+
+  defp braid_secrets(
+         <<1, _id::binary-16, _revision::32, _facts::binary-104, flags, rest::binary>>
        ) do
-    pending = %{0 => 0, 1 => 12, 3 => 16}[flags]
-    <<chains, receiving::binary>> = from(rest, pending)
-    ^chains = div(byte_size(receiving), 72)
+    rest = if flag?(flags, @kyber), do: from(rest, 4 + 1569), else: rest
 
-    [{:root_key, root}, {:ratchet_key, ratchet_private}, {:chain_key, sending}] ++
-      for <<_ratchet_key::binary-32, key::binary-32, _index::32, _skipped::32 <- receiving>>,
-        do: {:chain_key, key}
+    {auth_key, rest} =
+      if flag?(flags, @auth_key),
+        do: {[braid_auth_key: binary_part(rest, 0, 32)], from(rest, 32)},
+        else: {[], rest}
+
+    <<root::binary-32, _epoch::64, authenticator::binary-32, mac_key::binary-32, tag,
+      parts::binary>> = rest
+
+    auth_key ++
+      [braid_root: root, braid_authenticator: authenticator, braid_mac_key: mac_key] ++
+      part_secrets(tag, parts)
   end
+
+  @dk 2400
+  @encapsulation 2080
+  @ct1 960
+
+  # States without a secret of their own, then those with a decapsulation key, then with an encapsulation state.
+  defp part_secrets(tag, _parts) when tag in [1, 6, 7, 11], do: []
+  defp part_secrets(2, <<_header_and_mac::binary-96, dk::binary-@dk>>), do: decapsulation(dk)
+  defp part_secrets(3, <<dk::binary-@dk>>), do: decapsulation(dk)
+
+  defp part_secrets(tag, <<_ct1::binary-@ct1, dk::binary-@dk>>) when tag in [4, 5],
+    do: decapsulation(dk)
+
+  defp part_secrets(
+         tag,
+         <<_header::binary-64, state::binary-@encapsulation, _ct1::binary-@ct1>>
+       )
+       when tag in [8, 10],
+       do: encapsulation(state)
+
+  defp part_secrets(9, <<state::binary-@encapsulation, _ek::binary-1152, _ct1::binary-@ct1>>),
+    do: encapsulation(state)
+
+  # The secret vector comes first, the seed of implicit rejection last.
+  defp decapsulation(dk), do: ends(:decapsulation_key, dk)
+
+  # Coefficients first, the randomness last.
+  defp encapsulation(state), do: ends(:encapsulation_state, state)
+
+  defp ends(kind, bytes),
+    do: [{kind, binary_part(bytes, 0, 32)}, {kind, from(bytes, byte_size(bytes) - 32)}]
+
+  defp flag?(flags, flag), do: Bitwise.band(flags, flag) != 0
 
   @doc "The data key of a user."
   def open_data_key(kek, user, <<1, 0x10, _id::64, n, rest::binary>> = wrapped) do

@@ -8,7 +8,7 @@ defmodule FamilyTranscript.Official do
 
   alias FamilyTranscript.{Failure, JSON}
 
-  @release "0.60"
+  @release "0.103"
   @peer Path.expand("../../../test/interop/peer", __DIR__)
   @timeout 60_000
   # One for each person who starts a session, and some for those who start one at the same time.
@@ -17,8 +17,8 @@ defmodule FamilyTranscript.Official do
   @enforce_keys [:name, :port]
   defstruct [:name, :port, :about, :published]
 
-  @doc "Starts the client with a new identity of that name."
-  def start(name) do
+  @doc "Starts the client, in a release of `test/interop/peer/README.md`, with a new identity of that name."
+  def start(name, release \\ @release) do
     node =
       System.find_executable("node") ||
         raise Failure, "Node is missing: run this with `make demo`"
@@ -28,7 +28,7 @@ defmodule FamilyTranscript.Official do
         :binary,
         :exit_status,
         {:line, 1_048_576},
-        args: ["peer.mjs", "--client", @release],
+        args: ["peer.mjs", "--client", release],
         cd: @peer
       ])
 
@@ -40,26 +40,31 @@ defmodule FamilyTranscript.Official do
 
   def stop(%__MODULE__{port: port}), do: Port.close(port)
 
-  @doc "The public keys, as `Kith.publish_bundle/3` takes them."
+  @doc "The public keys, as `Kith.publish_bundle/3` takes them: of each one-time prekey as many as may be needed."
   def bundle(official, people) do
+    %{"signed_prekey" => signed, "kyber_prekey" => last_resort} =
+      bundle = call(official, "publish_bundle", %{one_time: false})["bundle"]
+
+    one_time = %{signed_prekey_id: signed["id"], kyber_one_time: true}
+
     bundles =
       for _ <- 1..(people + @spare_prekeys),
-          do: call(official, "publish_bundle", %{kyber: false})["bundle"]
-
-    [%{"signed_prekey" => signed} = bundle | _] = bundles
+          do: call(official, "publish_bundle", one_time)["bundle"]
 
     %{
       registration_id: bundle["registration_id"],
       identity_key: bytes(bundle["identity_key"]),
-      signed_prekey: %{
-        id: signed["id"],
-        public_key: bytes(signed["public"]),
-        signature: bytes(signed["signature"])
-      },
-      prekeys:
-        for(%{"prekey" => key} <- bundles, do: %{id: key["id"], public_key: bytes(key["public"])})
+      signed_prekey: prekey(signed),
+      prekeys: for(%{"prekey" => key} <- bundles, do: prekey(key)),
+      kyber_prekey: prekey(last_resort),
+      kyber_prekeys: for(%{"kyber_prekey" => key} <- bundles, do: prekey(key))
     }
   end
+
+  defp prekey(%{"id" => id, "public" => public, "signature" => signature}),
+    do: %{id: id, public_key: bytes(public), signature: bytes(signature)}
+
+  defp prekey(%{"id" => id, "public" => public}), do: %{id: id, public_key: bytes(public)}
 
   @doc "Encrypts for one person. `fetch` returns that person's prekey bundle when a session has to be started."
   def encrypt(official, to, plaintext, fetch) do
@@ -85,17 +90,19 @@ defmodule FamilyTranscript.Official do
       device_id: bundle.device,
       registration_id: bundle.registration_id,
       identity_key: hex(bundle.identity_key),
-      prekey: bundle.prekey && %{id: bundle.prekey.id, public: hex(bundle.prekey.public_key)},
-      signed_prekey: %{
-        id: bundle.signed_prekey.id,
-        public: hex(bundle.signed_prekey.public_key),
-        signature: hex(bundle.signed_prekey.signature)
-      },
-      kyber_prekey: nil
+      prekey: bundle.prekey && to_peer_prekey(bundle.prekey),
+      signed_prekey: to_peer_prekey(bundle.signed_prekey),
+      kyber_prekey: bundle.kyber_prekey && to_peer_prekey(bundle.kyber_prekey)
     }
   end
 
-  defp call(%__MODULE__{port: port}, method, params) do
+  defp to_peer_prekey(%{id: id, public_key: public_key, signature: signature}),
+    do: %{id: id, public: hex(public_key), signature: hex(signature)}
+
+  defp to_peer_prekey(%{id: id, public_key: public_key}), do: %{id: id, public: hex(public_key)}
+
+  @doc "Sends one command and returns its result."
+  def call(%__MODULE__{port: port}, method, params) do
     request = %{jsonrpc: "2.0", id: 1, method: method, params: params}
     Port.command(port, [JSON.encode(request), ?\n])
 
@@ -123,6 +130,9 @@ defmodule FamilyTranscript.Official do
     end
   end
 
-  defp hex(bytes), do: Base.encode16(bytes, case: :lower)
-  defp bytes(hex), do: Base.decode16!(hex, case: :lower)
+  @doc "Bytes as the client writes them."
+  def hex(bytes), do: Base.encode16(bytes, case: :lower)
+
+  @doc "What the client wrote as bytes."
+  def bytes(hex), do: Base.decode16!(hex, case: :lower)
 end

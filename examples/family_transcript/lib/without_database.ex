@@ -19,7 +19,7 @@ defmodule FamilyTranscript.WithoutDatabase do
     rows = Sessions.fetch_many(instance.repo, {from, 1}, peers)
 
     if Enum.all?(peers, &rows[&1].state) do
-      local = %{device: 1, registration_id: device.registration_id, identity: device.identity}
+      {account, local} = Registration.on_behalf_of(instance, {from, 1}, device)
 
       recipients =
         for {user, _} = peer <- peers,
@@ -27,7 +27,7 @@ defmodule FamilyTranscript.WithoutDatabase do
 
       arguments = [
         instance.vault,
-        {from, device.data_key},
+        account,
         local,
         recipients,
         plaintext,

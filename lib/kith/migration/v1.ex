@@ -1,7 +1,7 @@
 defmodule Kith.Migration.V1 do
   @moduledoc false
-  # Times are milliseconds since 1970. What ends in _encrypted, and every data_key, state, identity and
-  # message_key, is sealed by the vault.
+  # Times are milliseconds since 1970. What ends in _encrypted, and every data_key, state, identity, braid and
+  # entry, is sealed by the vault.
 
   def up(bytes) do
     [
@@ -20,6 +20,7 @@ defmodule Kith.Migration.V1 do
         public_key #{bytes} NOT NULL,
         private_key_encrypted #{bytes},
         next_prekey_id BIGINT NOT NULL,
+        next_kyber_prekey_id BIGINT NOT NULL,
         created_at BIGINT NOT NULL,
         PRIMARY KEY (user_id, device_id)
       )
@@ -41,8 +42,8 @@ defmodule Kith.Migration.V1 do
       """,
       # The next key to hand out is found without walking over those that were.
       """
-      CREATE INDEX signal_prekeys_stock ON signal_prekeys (user_id, device_id, prekey_id)
-        WHERE kind = 'one_time' AND claimed_at IS NULL AND used_at IS NULL
+      CREATE INDEX signal_prekeys_stock ON signal_prekeys (user_id, device_id, kind, prekey_id)
+        WHERE claimed_at IS NULL AND used_at IS NULL
       """,
       """
       CREATE TABLE signal_sessions (
@@ -59,6 +60,19 @@ defmodule Kith.Migration.V1 do
       )
       """,
       "CREATE INDEX signal_sessions_peer ON signal_sessions (peer_id, peer_device_id)",
+      # The part of a session of version 4 that most messages leave as it is.
+      """
+      CREATE TABLE signal_braids (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        peer_id TEXT NOT NULL,
+        peer_device_id BIGINT NOT NULL,
+        session_id #{bytes} NOT NULL,
+        revision BIGINT NOT NULL,
+        braid #{bytes} NOT NULL,
+        PRIMARY KEY (user_id, device_id, peer_id, peer_device_id)
+      )
+      """,
       """
       CREATE TABLE signal_archived_sessions (
         user_id TEXT NOT NULL,
@@ -71,17 +85,18 @@ defmodule Kith.Migration.V1 do
         PRIMARY KEY (user_id, device_id, peer_id, peer_device_id, session_id)
       )
       """,
+      # A message names the place of its keys, and not the session, which is therefore last in the key.
       """
-      CREATE TABLE signal_skipped_keys (
+      CREATE TABLE signal_session_entries (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         peer_id TEXT NOT NULL,
         peer_device_id BIGINT NOT NULL,
         session_id #{bytes} NOT NULL,
-        ratchet_key #{bytes} NOT NULL,
-        counter BIGINT NOT NULL,
-        message_key #{bytes} NOT NULL,
-        PRIMARY KEY (user_id, device_id, peer_id, peer_device_id, session_id, ratchet_key, counter)
+        entry_group #{bytes} NOT NULL,
+        number BIGINT NOT NULL,
+        entry #{bytes} NOT NULL,
+        PRIMARY KEY (user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id)
       )
       """,
       """

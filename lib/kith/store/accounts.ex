@@ -10,14 +10,16 @@ defmodule Kith.Store.Accounts do
           registration_id: non_neg_integer,
           public_key: binary,
           identity: nil | binary,
-          next_prekey_id: pos_integer
+          next_prekey_id: pos_integer,
+          next_kyber_prekey_id: pos_integer
         }
 
   @doc "The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere."
   @spec device(Repo.repo(), Address.t()) :: nil | device
   def device(repo, {user, device}) do
     sql = """
-    SELECT a.data_key, i.registration_id, i.public_key, i.private_key_encrypted, i.next_prekey_id
+    SELECT a.data_key, i.registration_id, i.public_key, i.private_key_encrypted, i.next_prekey_id,
+      i.next_kyber_prekey_id
     FROM signal_identity_keys i LEFT JOIN signal_accounts a ON a.user_id = i.user_id
     WHERE i.user_id = $1 AND i.device_id = $2
     """
@@ -26,13 +28,14 @@ defmodule Kith.Store.Accounts do
       [] ->
         nil
 
-      [[data_key, registration_id, public_key, identity, next_prekey_id]] ->
+      [[data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]] ->
         %{
           data_key: data_key,
           registration_id: registration_id,
           public_key: public_key,
           identity: identity,
-          next_prekey_id: next_prekey_id
+          next_prekey_id: next_prekey_id,
+          next_kyber_prekey_id: next_kyber_prekey_id
         }
     end
   end
@@ -60,8 +63,9 @@ defmodule Kith.Store.Accounts do
   def insert_device(repo, {user, device}, fields, now) do
     sql = """
     INSERT INTO signal_identity_keys
-      (user_id, device_id, registration_id, public_key, private_key_encrypted, next_prekey_id, created_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
+      (user_id, device_id, registration_id, public_key, private_key_encrypted, next_prekey_id,
+       next_kyber_prekey_id, created_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
     ON CONFLICT (user_id, device_id) DO NOTHING
     """
 
@@ -72,6 +76,7 @@ defmodule Kith.Store.Accounts do
       {:blob, fields.public_key},
       fields.identity && {:blob, fields.identity},
       fields.next_prekey_id,
+      fields.next_kyber_prekey_id,
       now
     ])
   end
@@ -85,14 +90,16 @@ defmodule Kith.Store.Accounts do
     Repo.execute(repo, sql, [user, device, registration_id, {:blob, public_key}])
   end
 
-  @doc "Moves the next prekey id on. Returns 0 when another process moved it first."
-  def reserve_prekey_ids(repo, {user, device}, from, to) do
+  @doc """
+  Moves the next prekey id and the next Kyber prekey id on. Returns 0 when another process moved them first.
+  """
+  def reserve_prekey_ids(repo, {user, device}, {from, kyber_from}, {to, kyber_to}) do
     sql = """
-    UPDATE signal_identity_keys SET next_prekey_id = $4
-    WHERE user_id = $1 AND device_id = $2 AND next_prekey_id = $3
+    UPDATE signal_identity_keys SET next_prekey_id = $3, next_kyber_prekey_id = $4
+    WHERE user_id = $1 AND device_id = $2 AND next_prekey_id = $5 AND next_kyber_prekey_id = $6
     """
 
-    Repo.execute(repo, sql, [user, device, from, to])
+    Repo.execute(repo, sql, [user, device, to, kyber_to, from, kyber_from])
   end
 
   @doc "Deletes a device with all that belongs to it, and the user's data key with the last one."
@@ -104,8 +111,8 @@ defmodule Kith.Store.Accounts do
         [user, device]
       )
 
-    for table <- ~w(signal_prekeys signal_sessions signal_archived_sessions signal_skipped_keys
-                    signal_base_keys) do
+    for table <- ~w(signal_prekeys signal_sessions signal_braids signal_archived_sessions
+                    signal_session_entries signal_base_keys) do
       Repo.execute(repo, "DELETE FROM #{table} WHERE user_id = $1 AND device_id = $2", [
         user,
         device
@@ -121,7 +128,10 @@ defmodule Kith.Store.Accounts do
     deleted
   end
 
-  @doc "Registration ids, identity keys and newest signed prekeys of many devices, by address."
+  @doc """
+  Registration ids, identity keys, newest signed prekeys and newest Kyber prekeys of last resort of many devices, by
+  address.
+  """
   @spec bundles(Repo.repo(), [Address.t()]) :: %{Address.t() => map}
   def bundles(repo, addresses) do
     users = addresses |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
@@ -130,24 +140,32 @@ defmodule Kith.Store.Accounts do
     sql = """
     SELECT i.user_id, i.device_id, i.registration_id, i.public_key,
       CASE WHEN i.private_key_encrypted IS NULL THEN 0 ELSE 1 END,
-      p.prekey_id, p.public_key, p.signature
+      p.kind, p.prekey_id, p.public_key, p.signature
     FROM signal_identity_keys i CROSS JOIN signal_prekeys p
     WHERE i.user_id IN (#{SQL.list(1, length(users))})
-      AND p.user_id = i.user_id AND p.device_id = i.device_id AND p.kind = 'signed'
+      AND p.user_id = i.user_id AND p.device_id = i.device_id
+      AND p.kind IN ('signed', 'kyber_last_resort')
     ORDER BY p.created_at, p.prekey_id
     """
 
     # The newest comes last and stays.
-    for [user, device, registration_id, identity_key, local, id, public_key, signature] <-
+    for [user, device, registration_id, identity_key, local, kind | prekey] <-
           Repo.rows(repo, sql, users),
-        into: %{} do
-      {{user, device},
-       %{
-         local: local == 1,
-         registration_id: registration_id,
-         identity_key: identity_key,
-         signed_prekey: {id, public_key, signature}
-       }}
+        reduce: %{} do
+      bundles ->
+        bundle = %{
+          local: local == 1,
+          registration_id: registration_id,
+          identity_key: identity_key,
+          signed_prekey: nil,
+          kyber_prekey: nil
+        }
+
+        field = if kind == "signed", do: :signed_prekey, else: :kyber_prekey
+
+        bundles
+        |> Map.put_new({user, device}, bundle)
+        |> put_in([{user, device}, field], List.to_tuple(prekey))
     end
   end
 end

@@ -1,12 +1,22 @@
 defmodule Kith.Store.Prekeys do
   @moduledoc false
   # signal_prekeys and signal_base_keys. A one-time prekey is claimed when it is handed out, used when a
-  # message made from it was opened, and deleted when its grace is over.
+  # message made from it was opened, and deleted when its grace is over. Signed prekeys and Kyber prekeys of last
+  # resort stay.
 
   alias Kith.Address
   alias Kith.Store.{Repo, SQL}
 
-  @in_stock "kind = 'one_time' AND claimed_at IS NULL AND used_at IS NULL"
+  @type kind :: :one_time | :signed | :kyber_one_time | :kyber_last_resort
+
+  @typedoc "How many one-time prekeys of each kind can still be handed out."
+  @type stock :: %{one_time: non_neg_integer, kyber_one_time: non_neg_integer}
+
+  # The kinds of which each is handed out once.
+  @stocked %{"one_time" => :one_time, "kyber_one_time" => :kyber_one_time}
+  @none %{one_time: 0, kyber_one_time: 0}
+
+  @in_stock "claimed_at IS NULL AND used_at IS NULL"
 
   @doc "Inserts `{id, public_key, signature | nil, sealed | nil}` rows that are not there yet."
   def insert(repo, {user, device}, kind, prekeys, now) do
@@ -30,107 +40,151 @@ defmodule Kith.Store.Prekeys do
     end)
   end
 
-  @doc "Writes the one signed prekey of a device whose private keys live elsewhere."
-  def replace_signed(repo, {user, device}, {id, public_key, signature}, now) do
+  @doc "Writes the one prekey of a kind that a device has whose private keys live elsewhere."
+  def replace(repo, {user, device}, kind, {id, public_key, signature}, now) do
+    kind = Atom.to_string(kind)
+
     sql = """
     INSERT INTO signal_prekeys
       (user_id, device_id, kind, prekey_id, public_key, signature, created_at)
-    VALUES ($1, $2, 'signed', $3, $4, $5, $6)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (user_id, device_id, kind, prekey_id) DO UPDATE SET
       public_key = excluded.public_key, signature = excluded.signature,
       created_at = excluded.created_at
     """
 
-    params = [user, device, id, {:blob, public_key}, {:blob, signature}, now]
+    params = [user, device, kind, id, {:blob, public_key}, {:blob, signature}, now]
     Repo.execute(repo, sql, params)
 
     sql = """
     DELETE FROM signal_prekeys
-    WHERE user_id = $1 AND device_id = $2 AND kind = 'signed' AND prekey_id <> $3
+    WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id <> $4
     """
 
-    Repo.execute(repo, sql, [user, device, id])
+    Repo.execute(repo, sql, [user, device, kind, id])
   end
 
-  @doc "Hands out the oldest one-time prekey, once: nil when none is left."
-  @spec claim(Repo.repo(), Address.t(), integer) :: nil | {non_neg_integer, binary}
-  def claim(repo, {user, device}, now) do
+  @doc "Hands out the oldest one-time prekey of a kind, once: nil when none is left."
+  @spec claim(Repo.repo(), Address.t(), kind, integer) ::
+          nil | {non_neg_integer, public_key :: binary, signature :: nil | binary}
+  def claim(repo, {user, device}, kind, now) when kind in [:one_time, :kyber_one_time] do
+    in_stock = "kind = '#{kind}' AND #{@in_stock}"
+
     sql = """
     UPDATE signal_prekeys SET claimed_at = $1
-    WHERE user_id = $2 AND device_id = $3 AND #{@in_stock}
+    WHERE user_id = $2 AND device_id = $3 AND #{in_stock}
       AND prekey_id = (
         SELECT prekey_id FROM signal_prekeys
-        WHERE user_id = $4 AND device_id = $5 AND #{@in_stock}
-        ORDER BY prekey_id LIMIT 1#{Repo.lock(repo, :free_rows)}
+        WHERE user_id = $4 AND device_id = $5 AND #{in_stock}
+        ORDER BY prekey_id LIMIT 1#{Repo.skip_locked(repo)}
       )
-    RETURNING prekey_id, public_key
+    RETURNING prekey_id, public_key, signature
     """
 
     case Repo.rows(repo, sql, [now, user, device, user, device]) do
       [] -> nil
-      [[id, public_key]] -> {id, public_key}
+      [[id, public_key, signature]] -> {id, public_key, signature}
     end
   end
 
   @doc "Puts back what was claimed in the same transaction and never left it."
-  def release(repo, {user, device}, id) do
+  def release(repo, {user, device}, kind, id) do
     sql = """
     UPDATE signal_prekeys SET claimed_at = NULL
-    WHERE user_id = $1 AND device_id = $2 AND kind = 'one_time' AND prekey_id = $3
+    WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id = $4
     """
 
-    Repo.execute(repo, sql, [user, device, id])
+    Repo.execute(repo, sql, [user, device, Atom.to_string(kind), id])
   end
 
-  @doc "How many one-time prekeys each device can still hand out. Those with none are missing."
-  @spec stock(Repo.repo(), [Address.t()]) :: %{Address.t() => pos_integer}
+  @doc "What each device can still hand out."
+  @spec stock(Repo.repo(), [Address.t()]) :: %{Address.t() => stock}
   def stock(repo, addresses) do
     users = addresses |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
 
     sql = """
-    SELECT user_id, device_id, COUNT(*) FROM signal_prekeys
-    WHERE user_id IN (#{SQL.list(1, length(users))}) AND #{@in_stock}
-    GROUP BY user_id, device_id
+    SELECT user_id, device_id, kind, COUNT(*) FROM signal_prekeys
+    WHERE user_id IN (#{SQL.list(1, length(users))})
+      AND kind IN ('one_time', 'kyber_one_time') AND #{@in_stock}
+    GROUP BY user_id, device_id, kind
     """
 
-    for [user, device, count] <- Repo.rows(repo, sql, users),
-        into: %{},
-        do: {{user, device}, count}
+    for [user, device, kind, count] <- Repo.rows(repo, sql, users),
+        kind = @stocked[kind],
+        reduce: Map.new(addresses, &{&1, @none}) do
+      stock ->
+        Map.update(stock, {user, device}, %{@none | kind => count}, &%{&1 | kind => count})
+    end
   end
 
-  @doc "The sealed private halves a message names, as `{one_time | nil, signed | nil}`."
-  def private_halves(repo, {user, device}, prekey_id, signed_prekey_id, used_after) do
-    sql = """
-    SELECT kind, private_key_encrypted FROM signal_prekeys
-    WHERE user_id = $1 AND device_id = $2
-      AND (kind = 'one_time' AND prekey_id = $3 AND (used_at IS NULL OR used_at > $4)
-        OR kind = 'signed' AND prekey_id = $5)
-    """
+  @doc """
+  The sealed private halves a message names: `{one_time | nil, signed | nil, {kind, sealed} | nil}`, the last of a
+  Kyber prekey.
+  """
+  def private_halves(repo, {user, device}, ids, used_after) do
+    # Not OR, for which SQLite reads all prekeys of the device. -1 is no id: a message without a one-time prekey
+    # asks for none.
+    sql =
+      Enum.map_join(
+        [one_time: "$4", signed: "$5", kyber_one_time: "$6", kyber_last_resort: "$6"],
+        " UNION ALL ",
+        fn {kind, id} ->
+          """
+          SELECT kind, private_key_encrypted FROM signal_prekeys
+          WHERE user_id = $1 AND device_id = $2 AND kind = '#{kind}' AND prekey_id = #{id}
+            AND (used_at IS NULL OR used_at > $3)
+          """
+        end
+      )
 
-    # -1 is no id: a message without a one-time prekey asks for none.
-    params = [user, device, prekey_id || -1, used_after, signed_prekey_id || -1]
+    params = [
+      user,
+      device,
+      used_after,
+      ids.prekey_id || -1,
+      ids.signed_prekey_id || -1,
+      ids.kyber_prekey_id || -1
+    ]
+
     found = Map.new(Repo.rows(repo, sql, params), fn [kind, sealed] -> {kind, sealed} end)
-    {found["one_time"], found["signed"]}
+
+    kyber =
+      case found do
+        %{"kyber_one_time" => sealed} -> {:kyber_one_time, sealed}
+        %{"kyber_last_resort" => sealed} -> {:kyber_last_resort, sealed}
+        %{} -> nil
+      end
+
+    {found["one_time"], found["signed"], kyber}
   end
 
-  def mark_used(repo, {user, device}, id, now) do
+  @doc "Marks a one-time prekey. One of last resort stays as it is."
+  def mark_used(repo, {user, device}, kind, id, now) when kind in [:one_time, :kyber_one_time] do
     sql = """
-    UPDATE signal_prekeys SET used_at = $4
-    WHERE user_id = $1 AND device_id = $2 AND kind = 'one_time' AND prekey_id = $3
-      AND used_at IS NULL
+    UPDATE signal_prekeys SET used_at = $5
+    WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id = $4 AND used_at IS NULL
     """
 
-    Repo.execute(repo, sql, [user, device, id, now])
+    Repo.execute(repo, sql, [user, device, Atom.to_string(kind), id, now])
   end
 
   @doc "Deletes one-time prekeys that were used before then."
   def delete_used(repo, {user, device}, before) do
     sql = """
-    DELETE FROM signal_prekeys
-    WHERE user_id = $1 AND device_id = $2 AND kind = 'one_time' AND used_at <= $3
+    DELETE FROM signal_prekeys WHERE user_id = $1 AND device_id = $2 AND used_at <= $3
     """
 
     Repo.execute(repo, sql, [user, device, before])
+  end
+
+  @doc "Deletes the Kyber prekeys of a device that has none any more."
+  def delete_kyber(repo, {user, device}) do
+    sql = """
+    DELETE FROM signal_prekeys
+    WHERE user_id = $1 AND device_id = $2 AND kind IN ('kyber_one_time', 'kyber_last_resort')
+    """
+
+    Repo.execute(repo, sql, [user, device])
   end
 
   def delete_all(repo, {user, device}) do

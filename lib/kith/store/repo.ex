@@ -20,11 +20,24 @@ defmodule Kith.Store.Repo do
   def dialect(repo) when is_embedded(repo), do: :sqlite
   def dialect(_repo), do: :postgres
 
-  @doc "Rows are locked by words SQLite, whose writer is alone anyway, does not know."
-  @spec lock(repo, :rows | :free_rows) :: String.t()
-  def lock(repo, _) when is_embedded(repo), do: ""
-  def lock(_repo, :rows), do: " FOR UPDATE"
-  def lock(_repo, :free_rows), do: " FOR UPDATE SKIP LOCKED"
+  @doc "Words that leave out rows others have locked. SQLite, whose writer is alone anyway, does not know them."
+  @spec skip_locked(repo) :: String.t()
+  def skip_locked(repo) when is_embedded(repo), do: ""
+  def skip_locked(_repo), do: " FOR UPDATE SKIP LOCKED"
+
+  @doc """
+  Locks the rows of a statement that reads them alone.
+
+  It comes before the one that reads them with others: PostgreSQL shows a row it had to wait for as it is then, and
+  what is joined to it as it was when the statement began. SQLite's writer is alone.
+  """
+  @spec lock_rows(repo, String.t(), [param]) :: :ok
+  def lock_rows(repo, _sql, _params) when is_embedded(repo), do: :ok
+
+  def lock_rows(repo, sql, params) do
+    rows(repo, sql <> " FOR UPDATE", params)
+    :ok
+  end
 
   @spec rows(repo, String.t(), [param]) :: [[term]]
   def rows(repo, sql, params), do: query!(repo, sql, params).rows || []

@@ -1,7 +1,8 @@
 defmodule Kith.Store.Sessions do
   @moduledoc false
-  # signal_sessions with its parts: archived states and skipped keys. The row of a pair stays for ever, so
-  # that a generation is never used twice; without a session its state is NULL.
+  # signal_sessions with its parts: the braid of the current session, archived sessions, and the entries a session
+  # keeps beside itself. The row of a pair stays for ever, so that a generation is never used twice; without
+  # a session its state is NULL and there is no braid.
 
   alias Kith.Address
   alias Kith.Store.{Repo, SQL}
@@ -9,47 +10,72 @@ defmodule Kith.Store.Sessions do
   @type row :: %{
           generation: non_neg_integer,
           state: nil | binary,
-          identity: nil | binary
+          identity: nil | binary,
+          braid: nil | braid
         }
 
-  @none %{generation: 0, state: nil, identity: nil}
+  @typedoc "Session id, revision and the sealed braid."
+  @type braid :: {binary, non_neg_integer, binary}
+
+  @typedoc "Where an entry lies in its session."
+  @type position :: {group :: binary, number :: non_neg_integer}
+
+  @none %{generation: 0, state: nil, identity: nil, braid: nil}
 
   @pair "user_id = $1 AND device_id = $2 AND peer_id = $3 AND peer_device_id = $4"
+
+  # The version of a session is known to its sealed state only: one of version 3 has no braid.
+  @with_braid """
+  signal_sessions s
+  LEFT JOIN signal_braids b USING (user_id, device_id, peer_id, peer_device_id)
+  """
 
   @doc "The session rows of one device with many peers, by address, locked in the order of the key."
   @spec fetch_many(Repo.repo(), Address.t(), [Address.t()]) :: %{Address.t() => row}
   def fetch_many(repo, {user, device}, peers) do
     users = peers |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
 
-    sql = """
-    SELECT peer_id, peer_device_id, generation, state, identity FROM signal_sessions
+    with_users = """
     WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
-    ORDER BY peer_id, peer_device_id#{Repo.lock(repo, :rows)}
     """
 
+    locked =
+      "SELECT generation FROM signal_sessions #{with_users} ORDER BY peer_id, peer_device_id"
+
+    sql = """
+    SELECT peer_id, peer_device_id, generation, state, identity, session_id, revision, braid
+    FROM #{@with_braid} #{with_users}
+    """
+
+    params = [user, device | users]
+    Repo.lock_rows(repo, locked, params)
+
     found =
-      for [peer, peer_device, generation, state, identity] <-
-            Repo.rows(repo, sql, [user, device | users]),
-          into: %{} do
-        {{peer, peer_device}, %{generation: generation, state: state, identity: identity}}
-      end
+      for [peer, peer_device | row] <- Repo.rows(repo, sql, params),
+          into: %{},
+          do: {{peer, peer_device}, row(row)}
 
     Map.new(peers, &{&1, Map.get(found, &1, @none)})
   end
 
   @spec fetch(Repo.repo(), Address.t(), Address.t()) :: row
   def fetch(repo, local, peer) do
-    sql =
-      "SELECT generation, state, identity FROM signal_sessions WHERE #{@pair}" <>
-        Repo.lock(repo, :rows)
+    sql = """
+    SELECT generation, state, identity, session_id, revision, braid FROM #{@with_braid} WHERE #{@pair}
+    """
 
-    case Repo.rows(repo, sql, pair(local, peer)) do
-      [] ->
-        @none
+    params = pair(local, peer)
+    Repo.lock_rows(repo, "SELECT generation FROM signal_sessions WHERE #{@pair}", params)
 
-      [[generation, state, identity]] ->
-        %{generation: generation, state: state, identity: identity}
+    case Repo.rows(repo, sql, params) do
+      [] -> @none
+      [row] -> row(row)
     end
+  end
+
+  defp row([generation, state, identity, session_id, revision, braid]) do
+    braid = if session_id, do: {session_id, revision, braid}
+    %{generation: generation, state: state, identity: identity, braid: braid}
   end
 
   @doc """
@@ -80,13 +106,50 @@ defmodule Kith.Store.Sessions do
     end)
   end
 
+  @doc "Writes `{peer, braid}` rows, each in place of the one of before."
+  def put_braids(_repo, _local, []), do: :ok
+
+  def put_braids(repo, {user, device}, rows) do
+    for chunk <- SQL.chunks(rows) do
+      sql = """
+      INSERT INTO signal_braids
+        (user_id, device_id, peer_id, peer_device_id, session_id, revision, braid)
+      VALUES #{SQL.values(length(chunk), 2, 5, fn own -> ["$1", "$2" | own] end)}
+      ON CONFLICT (user_id, device_id, peer_id, peer_device_id) DO UPDATE SET
+        session_id = excluded.session_id, revision = excluded.revision, braid = excluded.braid
+      """
+
+      own =
+        Enum.flat_map(chunk, fn {{peer, peer_device}, {session_id, revision, braid}} ->
+          [peer, peer_device, {:blob, session_id}, revision, {:blob, braid}]
+        end)
+
+      Repo.execute(repo, sql, [user, device | own])
+    end
+
+    :ok
+  end
+
+  @doc "Deletes the braid of a session that is not the current one any more."
+  def delete_braid(repo, local, peer),
+    do: Repo.execute(repo, "DELETE FROM signal_braids WHERE #{@pair}", pair(local, peer))
+
   @doc """
   What is stored of a peer, as the native library takes it.
 
   The parts that are kept elsewhere are not loaded unless they are given.
   """
   def peer(session, {peer, device}, loaded \\ %{}) do
-    %{user: peer, device: device, archive: nil, skipped: nil, prekey: nil, signed_prekey: nil}
+    %{
+      user: peer,
+      device: device,
+      archive: nil,
+      entries: nil,
+      chunks: nil,
+      prekey: nil,
+      signed_prekey: nil,
+      kyber_prekey: nil
+    }
     |> Map.merge(session)
     |> Map.merge(loaded)
   end
@@ -104,7 +167,9 @@ defmodule Kith.Store.Sessions do
     WHERE #{@pair} AND generation = $6 AND state IS NOT NULL
     """
 
-    Repo.execute(repo, sql, pair(local, peer) ++ [now, generation])
+    ended = Repo.execute(repo, sql, pair(local, peer) ++ [now, generation])
+    if ended > 0, do: delete_braid(repo, local, peer)
+    ended
   end
 
   @doc "Ends the session of a pair and forgets the identity of the peer."
@@ -171,31 +236,51 @@ defmodule Kith.Store.Sessions do
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}])
   end
 
-  @doc "`{session_id, ratchet_key, counter, sealed}` of one message, in any session of the pair."
-  def skipped(repo, local, peer, ratchet_key, counter) do
-    sql = """
-    SELECT session_id, ratchet_key, counter, message_key FROM signal_skipped_keys
-    WHERE #{@pair} AND ratchet_key = $5 AND counter = $6
-    """
+  @doc "`{session_id, group, number, sealed}` of the entries at some positions, in any session of the pair."
+  @spec entries_at(Repo.repo(), Address.t(), Address.t(), [position]) :: [tuple]
+  def entries_at(repo, local, peer, positions) do
+    # Not OR, for which SQLite reads all entries of the pair.
+    sql =
+      positions
+      |> Enum.with_index()
+      |> Enum.map_join(" UNION ALL ", fn {_position, at} ->
+        """
+        SELECT session_id, entry_group, number, entry FROM signal_session_entries
+        WHERE #{@pair} AND entry_group = $#{5 + 2 * at} AND number = $#{6 + 2 * at}
+        """
+      end)
 
-    params = pair(local, peer) ++ [{:blob, ratchet_key}, counter]
-
-    for [session_id, ratchet_key, counter, sealed] <- Repo.rows(repo, sql, params),
-        do: {session_id, ratchet_key, counter, sealed}
+    params = Enum.flat_map(positions, fn {group, number} -> [{:blob, group}, number] end)
+    entries(repo, sql, pair(local, peer) ++ params)
   end
 
-  @doc "Inserts `{ratchet_key, counter, sealed}` rows."
-  def insert_skipped(repo, {user, device}, {peer, peer_device}, session_id, keys) do
-    for chunk <- SQL.chunks(keys) do
+  @doc "`{session_id, group, number, sealed}` of all entries of a group, in any session of the pair."
+  @spec entries_of(Repo.repo(), Address.t(), Address.t(), group :: binary) :: [tuple]
+  def entries_of(repo, local, peer, group) do
+    sql = """
+    SELECT session_id, entry_group, number, entry FROM signal_session_entries
+    WHERE #{@pair} AND entry_group = $5
+    """
+
+    entries(repo, sql, pair(local, peer) ++ [{:blob, group}])
+  end
+
+  defp entries(repo, sql, params), do: Enum.map(Repo.rows(repo, sql, params), &List.to_tuple/1)
+
+  @doc "Writes `{group, number, sealed}` rows, each in place of the one of before."
+  def put_entries(repo, {user, device}, {peer, peer_device}, session_id, entries) do
+    for chunk <- SQL.chunks(entries) do
       sql = """
-      INSERT INTO signal_skipped_keys
-        (user_id, device_id, peer_id, peer_device_id, session_id, ratchet_key, counter, message_key)
+      INSERT INTO signal_session_entries
+        (user_id, device_id, peer_id, peer_device_id, session_id, entry_group, number, entry)
       VALUES #{SQL.values(length(chunk), 5, 3, fn own -> ["$1", "$2", "$3", "$4", "$5" | own] end)}
+      ON CONFLICT (user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id)
+      DO UPDATE SET entry = excluded.entry
       """
 
       own =
-        Enum.flat_map(chunk, fn {ratchet_key, counter, sealed} ->
-          [{:blob, ratchet_key}, counter, {:blob, sealed}]
+        Enum.flat_map(chunk, fn {group, number, sealed} ->
+          [{:blob, group}, number, {:blob, sealed}]
         end)
 
       shared = [user, device, peer, peer_device, {:blob, session_id}]
@@ -205,51 +290,48 @@ defmodule Kith.Store.Sessions do
     :ok
   end
 
-  def delete_skipped(repo, local, peer, session_id, {ratchet_key, counter}) do
+  @doc "Deletes the entry of a session at a position."
+  def delete_entry(repo, local, peer, session_id, {group, number}) do
     sql = """
-    DELETE FROM signal_skipped_keys
-    WHERE #{@pair} AND session_id = $5 AND ratchet_key = $6 AND counter = $7
+    DELETE FROM signal_session_entries
+    WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number = $7
     """
 
-    Repo.execute(
-      repo,
-      sql,
-      pair(local, peer) ++ [{:blob, session_id}, {:blob, ratchet_key}, counter]
-    )
+    Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}, {:blob, group}, number])
   end
 
-  def delete_skipped_of_chain(repo, local, peer, session_id, ratchet_key) do
+  def delete_entries_of_group(repo, local, peer, session_id, group) do
     sql = """
-    DELETE FROM signal_skipped_keys WHERE #{@pair} AND session_id = $5 AND ratchet_key = $6
+    DELETE FROM signal_session_entries WHERE #{@pair} AND session_id = $5 AND entry_group = $6
     """
 
-    Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}, {:blob, ratchet_key}])
+    Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}, {:blob, group}])
   end
 
-  def delete_skipped_of_session(repo, local, peer, session_id) do
-    sql = "DELETE FROM signal_skipped_keys WHERE #{@pair} AND session_id = $5"
+  def delete_entries_of_session(repo, local, peer, session_id) do
+    sql = "DELETE FROM signal_session_entries WHERE #{@pair} AND session_id = $5"
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}])
   end
 
-  @doc "Deletes the `count` oldest skipped keys of a chain."
-  def evict_skipped(repo, {user, device}, {peer, peer_device}, session_id, {ratchet_key, count}) do
+  @doc "Deletes the `count` entries of a group with the lowest numbers."
+  def evict_entries(repo, {user, device}, {peer, peer_device}, session_id, {group, count}) do
     sql = """
-    DELETE FROM signal_skipped_keys
-    WHERE #{@pair} AND session_id = $5 AND ratchet_key = $6 AND counter IN (
-      SELECT counter FROM signal_skipped_keys
+    DELETE FROM signal_session_entries
+    WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number IN (
+      SELECT number FROM signal_session_entries
       WHERE user_id = $7 AND device_id = $8 AND peer_id = $9 AND peer_device_id = $10
-        AND session_id = $11 AND ratchet_key = $12
-      ORDER BY counter LIMIT $13
+        AND session_id = $11 AND entry_group = $12
+      ORDER BY number LIMIT $13
     )
     """
 
-    params = [user, device, peer, peer_device, {:blob, session_id}, {:blob, ratchet_key}]
+    params = [user, device, peer, peer_device, {:blob, session_id}, {:blob, group}]
     Repo.execute(repo, sql, params ++ params ++ [count])
   end
 
-  @doc "Deletes the archived sessions and the skipped keys of a pair."
+  @doc "Deletes what is kept of a pair beside its row."
   def delete_parts(repo, local, peer) do
-    for table <- ~w(signal_archived_sessions signal_skipped_keys),
+    for table <- ~w(signal_braids signal_archived_sessions signal_session_entries),
         do: Repo.execute(repo, "DELETE FROM #{table} WHERE #{@pair}", pair(local, peer))
 
     :ok

@@ -1,13 +1,14 @@
 //! A device's own keys: its identity and its prekeys, made and sealed.
 
 use kith_protocol::{
-    IdentityKey, IdentityKeyPair, KeyPair, PreKey, PreKeyBundle, PrivateKey, PublicKey,
-    SignedPreKey, SignedPreKeyPublic,
+    IdentityKey, IdentityKeyPair, KeyPair, KyberKeyPair, KyberPreKey, KyberPreKeyPublic,
+    KyberPublicKey, PreKey, PreKeyBundle, PreKeyId, PrivateKey, PublicKey, SignedPreKey,
+    SignedPreKeyPublic,
 };
 use kith_vault::{Context, DataKey};
 use rand::RngExt;
 use rand::rngs::StdRng;
-use rustler::{Binary, Env, NifMap, ResourceArc, Term};
+use rustler::{Binary, Env, NifMap, NifUnitEnum, ResourceArc, Term};
 use zeroize::Zeroizing;
 
 use crate::reason::Reason;
@@ -30,15 +31,21 @@ pub(crate) struct LocalTerm<'a> {
     pub(crate) device: u8,
     pub(crate) registration_id: u32,
     pub(crate) identity: Binary<'a>,
+    /// The lowest version of the protocol it speaks.
+    pub(crate) minimum_version: u8,
 }
 
 #[derive(NifMap)]
 pub(crate) struct BundleTerm<'a> {
     registration_id: u32,
     identity_key: Binary<'a>,
-    signed_prekey: (u32, Binary<'a>, Binary<'a>),
-    prekey: Option<(u32, Binary<'a>)>,
+    signed_prekey: SignedTerm<'a>,
+    prekey: Option<(PreKeyId, Binary<'a>)>,
+    kyber_prekey: Option<SignedTerm<'a>>,
 }
+
+/// Id, public key, signature.
+type SignedTerm<'a> = (PreKeyId, Binary<'a>, Binary<'a>);
 
 impl BundleTerm<'_> {
     pub(crate) fn decode(&self) -> Result<PreKeyBundle, Reason> {
@@ -56,8 +63,17 @@ impl BundleTerm<'_> {
                 signature: signature.to_vec(),
             },
             prekey,
+            kyber_prekey: self.kyber_prekey.as_ref().map(kyber_prekey).transpose()?,
         })
     }
+}
+
+fn kyber_prekey((id, key, signature): &SignedTerm<'_>) -> Result<KyberPreKeyPublic, Reason> {
+    Ok(KyberPreKeyPublic {
+        id: *id,
+        public_key: KyberPublicKey::from_bytes(key).map_err(|_| Reason::Malformed)?,
+        signature: signature.to_vec(),
+    })
 }
 
 pub(crate) fn public_key(bytes: &[u8]) -> Result<PublicKey, Reason> {
@@ -72,6 +88,14 @@ fn identity_context(user: &str, device: u8) -> Context {
 pub(crate) enum PreKeyContext {
     OneTime,
     Signed,
+    Kyber(KyberKind),
+}
+
+/// How often a Kyber prekey is handed out: once, or when no other is left.
+#[derive(Clone, Copy, NifUnitEnum)]
+pub(crate) enum KyberKind {
+    KyberOneTime,
+    KyberLastResort,
 }
 
 impl PreKeyContext {
@@ -79,6 +103,8 @@ impl PreKeyContext {
         let kind = match self {
             Self::OneTime => "one-time-prekey",
             Self::Signed => "signed-prekey",
+            Self::Kyber(KyberKind::KyberOneTime) => "kyber-one-time-prekey",
+            Self::Kyber(KyberKind::KyberLastResort) => "kyber-last-resort-prekey",
         };
         Context::new(kind)
             .bytes(user)
@@ -139,7 +165,47 @@ pub(crate) fn open_prekey(
     Ok(KeyPair::from_parts(public, private))
 }
 
-/// `{:ok, {public, sealed, registration_id}}`
+/// A Kyber prekey is stored as its seed (64).
+pub(crate) fn open_kyber_prekey(
+    data_key: &DataKey,
+    kind: KyberKind,
+    user: &str,
+    device: u8,
+    id: PreKeyId,
+    sealed: &[u8],
+) -> Result<KyberKeyPair, Reason> {
+    let context = PreKeyContext::Kyber(kind).of(user, device, id);
+    let seed = data_key.open(&context, sealed)?;
+    let seed = seed
+        .as_slice()
+        .try_into()
+        .map_err(|_| Reason::CorruptedState)?;
+    Ok(KyberKeyPair::from_seed(seed))
+}
+
+/// Public key, sealed pair, registration id.
+type Identity = (Bytes<[u8; 33]>, Bytes<Vec<u8>>, u32);
+
+fn seal_identity(
+    vault: &Vault,
+    account: &Account<'_>,
+    device: u8,
+    rng: &mut StdRng,
+    identity: &IdentityKeyPair,
+) -> Result<Identity, Reason> {
+    let public = identity.identity_key();
+    let sealed = seal_pair(
+        &vault.account_key(account)?,
+        rng,
+        &identity_context(user(account)?, device),
+        public.public_key(),
+        identity.private_key(),
+    )?;
+    let registration_id = rng.random_range(1..=MAX_REGISTRATION_ID);
+    Ok((Bytes(public.to_bytes()), Bytes(sealed), registration_id))
+}
+
+/// Draws an identity: `{:ok, {public, sealed, registration_id}}`
 #[rustler::nif(schedule = "DirtyCpu")]
 fn identity_create<'a>(
     env: Env<'a>,
@@ -148,20 +214,25 @@ fn identity_create<'a>(
     device: u8,
 ) -> Term<'a> {
     seam::call(env, "identity_create", || {
-        let account = account.get()?;
-        let data_key = vault.account_key(account)?;
         let mut rng = random()?;
         let identity = IdentityKeyPair::generate(&mut rng);
-        let public = identity.identity_key();
-        let sealed = seal_pair(
-            &data_key,
-            &mut rng,
-            &identity_context(user(account)?, device),
-            public.public_key(),
-            identity.private_key(),
-        )?;
-        let registration_id = rng.random_range(1..=MAX_REGISTRATION_ID);
-        Ok::<_, Reason>((Bytes(public.to_bytes()), Bytes(sealed), registration_id))
+        seal_identity(&vault, account.get()?, device, &mut rng, &identity)
+    })
+}
+
+/// Takes over an identity from the pair as Signal's own library serializes it: `{:ok, {public, sealed,
+/// registration_id}}`, the registration id drawn.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn identity_import<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    account: Row<Account<'a>>,
+    device: u8,
+    pair: Binary<'a>,
+) -> Term<'a> {
+    seam::call(env, "identity_import", || {
+        let identity = IdentityKeyPair::from_official(&pair).ok_or(Reason::Malformed)?;
+        seal_identity(&vault, account.get()?, device, &mut random()?, &identity)
     })
 }
 
@@ -199,7 +270,20 @@ fn signed_prekey_create<'a>(
     })
 }
 
-/// `{:ok, [{id, public, sealed}]}`, ids counted up from `first_id` and wrapping to 1.
+/// So many ids, counted up from the first and wrapping to 1.
+fn ids(first_id: PreKeyId, count: u32) -> Result<impl Iterator<Item = PreKeyId>, Reason> {
+    if count > MAX_PREKEYS {
+        return Err(Reason::TooLarge);
+    }
+    let mut next = first_id.clamp(1, MAX_PREKEY_ID);
+    Ok((0..count).map(move |_| {
+        let id = next;
+        next = if id == MAX_PREKEY_ID { 1 } else { id + 1 };
+        id
+    }))
+}
+
+/// `{:ok, [{id, public, sealed}]}`
 #[rustler::nif(schedule = "DirtyCpu")]
 fn prekeys_create<'a>(
     env: Env<'a>,
@@ -210,36 +294,82 @@ fn prekeys_create<'a>(
     count: u32,
 ) -> Term<'a> {
     seam::call(env, "prekeys_create", || {
-        if count > MAX_PREKEYS {
-            return Err(Reason::TooLarge);
-        }
         let account = account.get()?;
         let data_key = vault.account_key(account)?;
         let user = user(account)?;
         let mut rng = random()?;
-        let mut id = first_id.clamp(1, MAX_PREKEY_ID);
-        let mut prekeys = Vec::new();
-        for _ in 0..count {
-            let prekey = PreKey::generate(id, &mut rng);
-            let public = prekey.key_pair.public_key();
-            let sealed = seal_pair(
-                &data_key,
-                &mut rng,
-                &PreKeyContext::OneTime.of(user, device, id),
-                public,
-                prekey.key_pair.private_key(),
-            )?;
-            prekeys.push((id, Bytes(public.to_bytes()), Bytes(sealed)));
-            id = if id == MAX_PREKEY_ID { 1 } else { id + 1 };
-        }
-        Ok(prekeys)
+        ids(first_id, count)?
+            .map(|id| {
+                let prekey = PreKey::generate(id, &mut rng);
+                let public = prekey.key_pair.public_key();
+                let sealed = seal_pair(
+                    &data_key,
+                    &mut rng,
+                    &PreKeyContext::OneTime.of(user, device, id),
+                    public,
+                    prekey.key_pair.private_key(),
+                )?;
+                Ok((id, Bytes(public.to_bytes()), Bytes(sealed)))
+            })
+            .collect::<Result<Vec<_>, Reason>>()
     })
 }
 
-/// `:ok` when the keys are well-formed and the signature is right.
+/// `{:ok, [{id, public, signature, sealed}]}`
 #[rustler::nif(schedule = "DirtyCpu")]
-fn bundle_verify<'a>(env: Env<'a>, bundle: BundleTerm<'a>) -> Term<'a> {
+fn kyber_prekeys_create<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    account: Row<Account<'a>>,
+    device: u8,
+    identity: Row<Binary<'a>>,
+    kind: KyberKind,
+    (first_id, count): (u32, u32),
+) -> Term<'a> {
+    seam::call(env, "kyber_prekeys_create", || {
+        let account = account.get()?;
+        let data_key = vault.account_key(account)?;
+        let user = user(account)?;
+        let identity = open_identity(&data_key, user, device, identity.get()?)?;
+        let mut rng = random()?;
+        ids(first_id, count)?
+            .map(|id| {
+                let prekey = KyberPreKey::generate(id, &identity, &mut rng);
+                let public = prekey.key_pair.public_key().to_bytes();
+                // Only what was read from an expanded key has no seed.
+                let seed = prekey.key_pair.seed().ok_or(Reason::CorruptedState)?;
+                let context = PreKeyContext::Kyber(kind).of(user, device, id);
+                let sealed = data_key.seal(&mut rng, &context, seed)?;
+                Ok((id, Bytes(public), Bytes(prekey.signature), Bytes(sealed)))
+            })
+            .collect::<Result<Vec<_>, Reason>>()
+    })
+}
+
+/// `:ok` when the keys are well-formed and the signatures are right: those of the bundle, and those of Kyber prekeys
+/// that are published with it.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn bundle_verify<'a>(
+    env: Env<'a>,
+    bundle: BundleTerm<'a>,
+    kyber_prekeys: Vec<SignedTerm<'a>>,
+) -> Term<'a> {
     seam::call_unit(env, "bundle_verify", || {
-        bundle.decode()?.verify().map_err(|_| Reason::Tampered)
+        let bundle = bundle.decode()?;
+        bundle.verify().map_err(|_| Reason::Tampered)?;
+        for prekey in &kyber_prekeys {
+            let KyberPreKeyPublic {
+                id: _,
+                public_key,
+                signature,
+            } = kyber_prekey(prekey)?;
+            if !bundle
+                .identity_key
+                .verify(&public_key.to_bytes(), &signature)
+            {
+                return Err(Reason::Tampered);
+            }
+        }
+        Ok(())
     })
 }

@@ -4,7 +4,9 @@
 //! One file per noun. Every function runs inside [`seam`], which turns a panic into an answer.
 
 mod atoms;
+mod conversation;
 mod device;
+mod import;
 mod reason;
 mod safety_number;
 mod seam;

@@ -1,24 +1,26 @@
 //! Sessions: sealed state in, one step of the protocol, sealed state out.
 
-use std::collections::HashMap;
-
 use kith_protocol::{
-    Changes, Ciphertext, DecryptError, EncryptError, IdentityKey, IdentityKeyPair, InitiateError,
-    KeyPair, LocalDevice, MessageError, NotLoaded, PreKeyId, PreKeySignalMessage, PreKeys,
-    ProtocolAddress, PublicKey, Session, SessionId, SessionRecord, SignalMessage, SkippedKey,
-    SkippedKeyLookup, SkippedKeyPosition, TrustOnFirstUse,
+    Changes, Ciphertext, DecryptError, EncryptError, EntryGroup, EntryLookup, EntryPosition,
+    IdentityKey, IdentityKeyPair, InitiateError, KeyPair, KyberKeyPair, MessageError, NotLoaded,
+    PreKeyId, PreKeySignalMessage, PreKeys, PublicKey, Session, SessionId, SessionRecord,
+    SignalMessage,
 };
-use kith_vault::{Context, DataKey};
 use rand::rngs::StdRng;
 use rustler::{Binary, Encoder, Env, NifMap, NifUnitEnum, ResourceArc, Term};
 use zeroize::Zeroizing;
 
 use crate::atoms;
-use crate::device::{BundleTerm, LocalTerm, PreKeyContext, open_identity, open_prekey, public_key};
+use crate::conversation::{
+    Archived, Braid, BraidTerm, Conversation, Entries, Owner, PeerTerm, Remembered, revision, trust,
+};
+use crate::device::{
+    BundleTerm, LocalTerm, PreKeyContext, open_kyber_prekey, open_prekey, public_key,
+};
 use crate::reason::Reason;
 use crate::seam;
 use crate::terms::{Row, map};
-use crate::vault::{Account, Bytes, Vault, random, user};
+use crate::vault::{Account, Bytes, Vault, random};
 
 /// One device of a fan-out, with what is stored about it.
 #[derive(NifMap)]
@@ -28,182 +30,15 @@ struct RecipientTerm<'a> {
     /// Of the stored row; 0 when there is none.
     generation: u64,
     state: Option<Binary<'a>>,
+    braid: Option<BraidTerm<'a>>,
     identity: Option<Binary<'a>>,
     bundle: Option<BundleTerm<'a>>,
 }
-
-/// The sender of a message, with what is stored about it.
-#[derive(NifMap)]
-struct PeerTerm<'a> {
-    user: Binary<'a>,
-    device: u8,
-    generation: u64,
-    state: Option<Binary<'a>>,
-    identity: Option<Binary<'a>>,
-    archive: Option<Vec<ArchivedTerm<'a>>>,
-    skipped: Option<Vec<SkippedTerm<'a>>>,
-    prekey: Option<Binary<'a>>,
-    signed_prekey: Option<Binary<'a>>,
-}
-
-/// Session id, position, sealed session.
-type ArchivedTerm<'a> = (Binary<'a>, u64, Binary<'a>);
-
-/// Session id, ratchet key, counter, sealed key.
-type SkippedTerm<'a> = (Binary<'a>, Binary<'a>, u32, Binary<'a>);
 
 #[derive(Clone, Copy, NifUnitEnum)]
 pub(crate) enum MessageType {
     Prekey,
     Message,
-}
-
-/// A device with the opened data key of its user.
-struct Owner {
-    data_key: DataKey,
-    address: ProtocolAddress,
-}
-
-impl Owner {
-    fn open(vault: &Vault, account: &Account<'_>, device: u8) -> Result<Self, Reason> {
-        Ok(Self {
-            data_key: vault.account_key(account)?,
-            address: address(user(account)?, device)?,
-        })
-    }
-
-    fn identity(&self, sealed: &[u8]) -> Result<IdentityKeyPair, Reason> {
-        open_identity(
-            &self.data_key,
-            self.address.name(),
-            self.address.device_id(),
-            sealed,
-        )
-    }
-
-    fn with(&self, peer: &Binary<'_>, device: u8) -> Result<Conversation<'_>, Reason> {
-        Ok(Conversation {
-            data_key: &self.data_key,
-            local: &self.address,
-            remote: remote_address(peer, device)?,
-        })
-    }
-}
-
-/// Two devices and the key that seals what the first one knows of the second.
-struct Conversation<'a> {
-    data_key: &'a DataKey,
-    local: &'a ProtocolAddress,
-    remote: ProtocolAddress,
-}
-
-impl Conversation<'_> {
-    /// What every blob of this conversation is bound to.
-    fn context(&self, kind: &str) -> Context {
-        [self.local, &self.remote]
-            .into_iter()
-            .fold(Context::new(kind), |context, address| {
-                context
-                    .bytes(address.name())
-                    .number(address.device_id().into())
-            })
-    }
-
-    fn session_context(&self, generation: u64) -> Context {
-        self.context("session").number(generation)
-    }
-
-    fn archived_context(&self, id: &[u8], position: u64) -> Context {
-        self.context("archived-session").bytes(id).number(position)
-    }
-
-    fn skipped_context(&self, id: &[u8], (ratchet_key, counter): &SkippedKeyPosition) -> Context {
-        self.context("skipped-key")
-            .bytes(id)
-            .bytes(ratchet_key.to_bytes())
-            .number((*counter).into())
-    }
-
-    fn open_session(
-        &self,
-        generation: u64,
-        sealed: Option<&[u8]>,
-    ) -> Result<Option<Session>, Reason> {
-        sealed
-            .map(|sealed| self.read_session(&self.session_context(generation), sealed))
-            .transpose()
-    }
-
-    fn read_session(&self, context: &Context, sealed: &[u8]) -> Result<Session, Reason> {
-        let state = self.data_key.open(context, sealed)?;
-        Session::from_bytes(&state).map_err(|_| Reason::CorruptedState)
-    }
-
-    fn seal_session(
-        &self,
-        rng: &mut StdRng,
-        generation: u64,
-        session: &Session,
-    ) -> Result<Vec<u8>, Reason> {
-        let context = self.session_context(generation);
-        Ok(self.data_key.seal(rng, &context, &session.to_bytes())?)
-    }
-
-    fn seal_archived(
-        &self,
-        rng: &mut StdRng,
-        position: u64,
-        session: &Session,
-    ) -> Result<Archived, Reason> {
-        let id = session.id();
-        let context = self.archived_context(id.as_bytes(), position);
-        let sealed = self.data_key.seal(rng, &context, &session.to_bytes())?;
-        Ok((Bytes(*id.as_bytes()), position, Bytes(sealed)))
-    }
-
-    /// Reads `identity key (33) ‖ verified (1)`.
-    fn open_peer_identity(&self, sealed: &[u8]) -> Result<(IdentityKey, bool), Reason> {
-        let record = self.data_key.open(&self.context("peer-identity"), sealed)?;
-        let (&verified, key) = record.split_last().ok_or(Reason::CorruptedState)?;
-        let key = IdentityKey::from_bytes(key).map_err(|_| Reason::CorruptedState)?;
-        Ok((key, verified != 0))
-    }
-
-    fn seal_peer_identity(
-        &self,
-        rng: &mut StdRng,
-        key: &IdentityKey,
-        verified: bool,
-    ) -> Result<Bytes<Vec<u8>>, Reason> {
-        let record = [key.to_bytes().as_slice(), &[u8::from(verified)]].concat();
-        Ok(Bytes(self.data_key.seal(
-            rng,
-            &self.context("peer-identity"),
-            &record,
-        )?))
-    }
-
-    /// The remembered identity as a policy.
-    fn trust(&self, sealed: Option<&[u8]>) -> Result<TrustOnFirstUse, Reason> {
-        let known = sealed
-            .map(|sealed| self.open_peer_identity(sealed))
-            .transpose()?;
-        Ok(TrustOnFirstUse(known.map(|(key, _)| key)))
-    }
-}
-
-/// Session id, position, sealed session: a row to insert.
-type Archived = (Bytes<[u8; 16]>, u64, Bytes<Vec<u8>>);
-
-fn address(name: &str, device: u8) -> Result<ProtocolAddress, Reason> {
-    ProtocolAddress::new(name, device).ok_or(Reason::Malformed)
-}
-
-fn remote_address(user: &Binary<'_>, device: u8) -> Result<ProtocolAddress, Reason> {
-    address(
-        std::str::from_utf8(user).map_err(|_| Reason::Malformed)?,
-        device,
-    )
 }
 
 impl From<EncryptError> for Reason {
@@ -222,6 +57,7 @@ impl From<InitiateError> for Reason {
             InitiateError::Bundle(_) => Self::Tampered,
             InitiateError::Key => Self::Malformed,
             InitiateError::UntrustedIdentity => Self::UntrustedIdentity,
+            InitiateError::UnsupportedVersion(_) => Self::UnsupportedVersion,
         }
     }
 }
@@ -260,6 +96,7 @@ impl Unopened {
     const fn new(error: DecryptError) -> Self {
         Self::Failed(match error {
             DecryptError::NotLoaded(part) => return Self::Needs(part),
+            DecryptError::Damaged => Reason::CorruptedState,
             DecryptError::Duplicate => Reason::Duplicate,
             DecryptError::Invalid => Reason::Tampered,
             DecryptError::SessionNotFound => Reason::SessionNotFound,
@@ -273,9 +110,13 @@ impl Unopened {
     fn encode(self, env: Env<'_>) -> Term<'_> {
         match self {
             Self::Failed(reason) => (atoms::error(), reason).encode(env),
-            Self::Needs(NotLoaded::Archive) => (atoms::need(), vec![atoms::archive()]).encode(env),
-            Self::Needs(NotLoaded::SkippedKeys) => {
-                (atoms::need(), vec![atoms::skipped()]).encode(env)
+            Self::Needs(part) => {
+                let part = match part {
+                    NotLoaded::Archive => atoms::archive(),
+                    NotLoaded::MessageKeys => atoms::message_keys(),
+                    NotLoaded::Chunks => atoms::chunks(),
+                };
+                (atoms::need(), vec![part]).encode(env)
             }
         }
     }
@@ -285,6 +126,7 @@ impl Unopened {
 struct Encrypted {
     message: Ciphertext,
     state: Bytes<Vec<u8>>,
+    braid: Option<Braid>,
     identity: Option<Bytes<Vec<u8>>>,
     archived: Option<Archived>,
     established: bool,
@@ -295,6 +137,7 @@ impl Encoder for Encrypted {
         let Self {
             message,
             state,
+            braid,
             identity,
             archived,
             established,
@@ -313,11 +156,17 @@ impl Encoder for Encrypted {
                 (atoms::version(), &message.version.number()),
                 (atoms::established(), established),
                 (atoms::state(), state),
+                (atoms::braid(), braid),
                 (atoms::identity(), identity),
                 (atoms::archived(), archived),
+                (atoms::entries_dropped(), &groups(&message.entries_dropped)),
             ],
         )
     }
+}
+
+fn groups(groups: &[EntryGroup]) -> Vec<Bytes<Vec<u8>>> {
+    groups.iter().map(|group| Bytes(group.to_bytes())).collect()
 }
 
 /// Encrypts one plaintext for many devices: `{:ok, [{:ok, map} | {:error, reason}]}`, in order.
@@ -335,11 +184,6 @@ fn session_encrypt<'a>(
         let local = local.get()?;
         let owner = Owner::open(&vault, account.get()?, local.device)?;
         let identity = owner.identity(&local.identity)?;
-        let device = LocalDevice {
-            address: &owner.address,
-            identity: &identity,
-            registration_id: local.registration_id,
-        };
         let mut rng = random()?;
         let results = recipients
             .iter()
@@ -347,7 +191,7 @@ fn session_encrypt<'a>(
                 let result = recipient.get().and_then(|recipient| {
                     encrypt_for(
                         &owner,
-                        &device,
+                        (local, &identity),
                         recipient,
                         &plaintext,
                         now_ms / 1000,
@@ -366,7 +210,7 @@ fn session_encrypt<'a>(
 
 fn encrypt_for(
     owner: &Owner,
-    local: &LocalDevice<'_>,
+    (local, identity): (&LocalTerm<'_>, &IdentityKeyPair),
     recipient: &RecipientTerm<'_>,
     plaintext: &[u8],
     now: u64,
@@ -374,34 +218,42 @@ fn encrypt_for(
 ) -> Result<Encrypted, Reason> {
     let conversation = owner.with(&recipient.user, recipient.device)?;
     let generation = recipient.generation;
-    let trust = conversation.trust(recipient.identity.as_deref())?;
-    let current = conversation.open_session(generation, recipient.state.as_deref())?;
+    let remembered = conversation.remembered(recipient.identity.as_deref())?;
+    let remembered = remembered.as_ref();
+    let (device, remote) = (
+        owner.device(local, identity),
+        conversation.remote(local, remembered),
+    );
+    let trust = trust(remembered);
+    let current = conversation.open_session(
+        generation,
+        recipient.state.as_deref(),
+        recipient.braid.as_ref(),
+    )?;
+    let stored = current.as_ref().map(revision);
     // The stored archive stays where it is; what is archived here is one more row of it.
     let mut record = SessionRecord::from_parts(current, Some(Vec::new()));
     if let Some(bundle) = &recipient.bundle {
-        record.initiate(local, &bundle.decode()?, &trust, now, rng)?;
+        record.initiate(&device, &remote, &bundle.decode()?, &trust, now, rng)?;
     }
-    let message = record.encrypt(plaintext, &trust, now)?;
+    let message = record.encrypt(&device, &remote, plaintext, &trust, now, rng)?;
     let session = record.current().ok_or(Reason::SessionNotFound)?;
-    let identity = match recipient.identity {
-        Some(_) => None,
-        None => Some(conversation.seal_peer_identity(rng, session.remote_identity(), false)?),
-    };
-    let archived = record
-        .archived()
-        .first()
-        .map(|replaced| conversation.seal_archived(rng, generation, replaced))
-        .transpose()?;
     Ok(Encrypted {
-        state: Bytes(conversation.seal_session(rng, next(generation)?, session)?),
+        state: conversation.seal_session(rng, next(generation)?, session)?,
+        braid: conversation.seal_braid(rng, stored, session)?,
+        identity: conversation.seal_news(
+            rng,
+            remembered,
+            session.remote_identity(),
+            message.version,
+        )?,
+        archived: conversation.seal_replaced(rng, generation, &record)?,
         message,
-        identity,
-        archived,
         established: recipient.bundle.is_some(),
     })
 }
 
-fn next(generation: u64) -> Result<u64, Reason> {
+pub(crate) fn next(generation: u64) -> Result<u64, Reason> {
     generation.checked_add(1).ok_or(Reason::CorruptedState)
 }
 
@@ -410,6 +262,7 @@ fn next(generation: u64) -> Result<u64, Reason> {
 struct NamedPreKeys {
     prekey: Option<KeyPair>,
     signed_prekey: Option<KeyPair>,
+    kyber_prekey: Option<KyberKeyPair>,
 }
 
 impl PreKeys for NamedPreKeys {
@@ -421,6 +274,10 @@ impl PreKeys for NamedPreKeys {
         self.signed_prekey.clone()
     }
 
+    fn kyber_prekey(&self, _id: PreKeyId) -> Option<KyberKeyPair> {
+        self.kyber_prekey.clone()
+    }
+
     /// The store remembers base keys: it inserts each in the transaction that stores the session, and
     /// a second insert fails.
     fn is_base_key_used(&self, _signed_prekey_id: PreKeyId, _base_key: &PublicKey) -> bool {
@@ -428,7 +285,7 @@ impl PreKeys for NamedPreKeys {
     }
 }
 
-/// Decrypts a message: `{:ok, map}`, `{:need, [:archive | :skipped]}` or `{:error, reason}`.
+/// Decrypts a message: `{:ok, map}`, `{:need, [:archive | :message_keys | :chunks]}` or `{:error, reason}`.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn session_decrypt<'a>(
     env: Env<'a>,
@@ -466,73 +323,86 @@ fn decrypt<'a>(
 ) -> Result<Term<'a>, Unopened> {
     let owner = Owner::open(vault, account, local.device)?;
     let identity = owner.identity(&local.identity)?;
-    let device = LocalDevice {
-        address: &owner.address,
-        identity: &identity,
-        registration_id: local.registration_id,
-    };
+    let device = owner.device(local, &identity);
     let conversation = owner.with(&peer.user, peer.device)?;
     let Stored {
-        trust,
+        remembered,
         mut record,
-        skipped,
     } = Stored::open(&conversation, peer)?;
-    let find = |session: &SessionId, position: &SkippedKeyPosition| match &skipped {
-        None => SkippedKeyLookup::NotLoaded,
-        Some(keys) => keys
-            .get(&(*session, *position))
-            .cloned()
-            .map_or(SkippedKeyLookup::Absent, SkippedKeyLookup::Found),
+    let remembered = remembered.as_ref();
+    let remote = conversation.remote(local, remembered);
+    let trust = trust(remembered);
+    let open = |entries: &Option<Vec<_>>| {
+        entries
+            .as_ref()
+            .map(|entries| conversation.open_entries(entries))
+            .transpose()
+    };
+    let (keys, chunks) = (open(&peer.entries)?, open(&peer.chunks)?);
+    let find = |session: &SessionId, position: &EntryPosition| {
+        look_up(keys.as_ref(), chunks.as_ref(), session, position)
     };
     let mut rng = random()?;
-    let remote = &conversation.remote;
+    let stored = record.current().map(revision);
     let decrypted = match kind {
         MessageType::Message => {
             let message = SignalMessage::from_bytes(body)?;
-            record.decrypt(&device, remote, &message, &find, &trust, &mut rng)
+            record.decrypt(&device, &remote, &message, &find, &trust, &mut rng)
         }
         MessageType::Prekey => {
             let message = PreKeySignalMessage::from_bytes(body)?;
             let prekeys = named_prekeys(&owner, peer, &message)?;
-            record.decrypt_prekey(&device, remote, &message, &prekeys, &find, &trust, &mut rng)
+            record.decrypt_prekey(
+                &device, &remote, &message, &prekeys, &find, &trust, &mut rng,
+            )
         }
     }
     .map_err(Unopened::new)?;
     let plaintext = Zeroizing::new(decrypted.plaintext);
 
     let session = record.current().ok_or(Reason::SessionNotFound)?;
-    let state = conversation.seal_session(&mut rng, next(peer.generation)?, session)?;
-    let remembered = match peer.identity {
-        Some(_) => None,
-        None => {
-            Some(conversation.seal_peer_identity(&mut rng, &decrypted.remote_identity, false)?)
-        }
-    };
-    // A session is replaced only when the archive was loaded, and is then its first.
-    let archived = match (decrypted.changes.archived, record.archived().first()) {
-        (Some(_), Some(replaced)) => {
-            Some(conversation.seal_archived(&mut rng, peer.generation, replaced)?)
-        }
-        _ => None,
-    };
-    encode_decrypted(
-        env,
-        &conversation,
-        &mut rng,
-        &decrypted.changes,
-        &plaintext,
-        &Sealed {
-            state: Bytes(state),
-            identity: remembered,
-            archived,
+    let changes = &decrypted.changes;
+    let sealed = Sealed {
+        state: conversation.seal_session(&mut rng, next(peer.generation)?, session)?,
+        braid: conversation.seal_braid(&mut rng, stored, session)?,
+        identity: conversation.seal_news(
+            &mut rng,
+            remembered,
+            &decrypted.remote_identity,
+            changes.version,
+        )?,
+        // A session is replaced only when the archive was loaded, and is then its first.
+        archived: match changes.archived {
+            Some(_) => conversation.seal_replaced(&mut rng, peer.generation, &record)?,
+            None => None,
         },
-    )
-    .map_err(Unopened::Failed)
+    };
+    encode_decrypted(env, &conversation, &mut rng, changes, &plaintext, &sealed)
+        .map_err(Unopened::Failed)
+}
+
+fn look_up(
+    keys: Option<&Entries>,
+    chunks: Option<&Entries>,
+    session: &SessionId,
+    position: &EntryPosition,
+) -> EntryLookup {
+    let loaded = match position.0 {
+        EntryGroup::MessageKeys(_) | EntryGroup::PostQuantumKeys(_) => keys,
+        EntryGroup::Chunks(_) => chunks,
+    };
+    loaded.map_or(EntryLookup::NotLoaded, |entries| {
+        entries
+            .get(&(*session, *position))
+            .cloned()
+            .map_or(EntryLookup::Absent, EntryLookup::Found)
+    })
 }
 
 /// The parts of the state a decrypted message rewrites.
 struct Sealed {
     state: Bytes<Vec<u8>>,
+    braid: Option<Braid>,
     identity: Option<Bytes<Vec<u8>>>,
     archived: Option<Archived>,
 }
@@ -552,24 +422,19 @@ fn encode_decrypted<'a>(
         archived: _,
         promoted,
         sessions_dropped,
-        skipped_added,
-        skipped_removed,
-        skipped_evicted,
-        chains_dropped,
+        entries_removed,
+        groups_dropped,
+        entries_added,
+        entries_evicted,
         prekey_used,
+        kyber_prekey_used,
         base_key_used,
     } = changes;
     let id = |id: &SessionId| Bytes(*id.as_bytes());
-    let key = |key: &PublicKey| Bytes(key.to_bytes());
-    let added = skipped_added
+    let numbered = |(group, number): &(EntryGroup, u32)| (Bytes(group.to_bytes()), *number);
+    let added = entries_added
         .iter()
-        .map(|(position, message_key)| {
-            let context = conversation.skipped_context(session_id.as_bytes(), position);
-            let blob = conversation
-                .data_key
-                .seal(rng, &context, &message_key.to_bytes())?;
-            Ok((key(&position.0), position.1, Bytes(blob)))
-        })
+        .map(|(position, entry)| conversation.seal_entry(rng, session_id, *position, entry))
         .collect::<Result<Vec<_>, Reason>>()?;
     let base_key = base_key_used
         .as_ref()
@@ -582,6 +447,7 @@ fn encode_decrypted<'a>(
             (atoms::version(), &version.number()),
             (atoms::established(), established),
             (atoms::state(), &sealed.state),
+            (atoms::braid(), &sealed.braid),
             (atoms::identity(), &sealed.identity),
             (atoms::archived(), &sealed.archived),
             (atoms::promoted(), &promoted.as_ref().map(id)),
@@ -589,25 +455,18 @@ fn encode_decrypted<'a>(
                 atoms::archive_dropped(),
                 &sessions_dropped.iter().map(id).collect::<Vec<_>>(),
             ),
-            (atoms::skipped_added(), &added),
             (
-                atoms::skipped_removed(),
-                &skipped_removed
-                    .as_ref()
-                    .map(|(chain, counter)| (key(chain), *counter)),
+                atoms::entries_removed(),
+                &entries_removed.iter().map(numbered).collect::<Vec<_>>(),
             ),
+            (atoms::entries_dropped(), &groups(groups_dropped)),
+            (atoms::entries_added(), &added),
             (
-                atoms::skipped_evicted(),
-                &skipped_evicted
-                    .iter()
-                    .map(|(chain, count)| (key(chain), *count))
-                    .collect::<Vec<_>>(),
-            ),
-            (
-                atoms::chains_dropped(),
-                &chains_dropped.iter().map(key).collect::<Vec<_>>(),
+                atoms::entries_evicted(),
+                &entries_evicted.iter().map(numbered).collect::<Vec<_>>(),
             ),
             (atoms::prekey_used(), prekey_used),
+            (atoms::kyber_prekey_used(), kyber_prekey_used),
             (atoms::base_key(), &base_key),
         ],
     ))
@@ -615,83 +474,39 @@ fn encode_decrypted<'a>(
 
 /// What is stored about a peer, opened.
 struct Stored {
-    trust: TrustOnFirstUse,
+    remembered: Option<Remembered>,
     record: SessionRecord,
-    skipped: Option<HashMap<(SessionId, SkippedKeyPosition), SkippedKey>>,
 }
 
 impl Stored {
     fn open(conversation: &Conversation<'_>, peer: &PeerTerm<'_>) -> Result<Self, Reason> {
-        let current = conversation.open_session(peer.generation, peer.state.as_deref())?;
+        let current = conversation.open_session(
+            peer.generation,
+            peer.state.as_deref(),
+            peer.braid.as_ref(),
+        )?;
+        let archive = peer
+            .archive
+            .as_ref()
+            .map(|archive| conversation.open_archive(archive))
+            .transpose()?;
         Ok(Self {
-            trust: conversation.trust(peer.identity.as_deref())?,
-            record: SessionRecord::from_parts(
-                current,
-                peer.archive
-                    .as_ref()
-                    .map(|archive| open_archive(conversation, archive))
-                    .transpose()?,
-            ),
-            skipped: peer
-                .skipped
-                .as_ref()
-                .map(|keys| {
-                    keys.iter()
-                        .map(|key| open_skipped(conversation, key))
-                        .collect()
-                })
-                .transpose()?,
+            remembered: conversation.remembered(peer.identity.as_deref())?,
+            record: SessionRecord::from_parts(current, archive),
         })
     }
 }
 
-fn open_archive(
-    conversation: &Conversation<'_>,
-    archive: &[ArchivedTerm<'_>],
-) -> Result<Vec<Session>, Reason> {
-    archive
-        .iter()
-        .map(|(id, position, sealed)| {
-            conversation.read_session(&conversation.archived_context(id, *position), sealed)
-        })
-        .collect()
-}
-
-fn open_skipped(
-    conversation: &Conversation<'_>,
-    (id, ratchet_key, counter, sealed): &SkippedTerm<'_>,
-) -> Result<((SessionId, SkippedKeyPosition), SkippedKey), Reason> {
-    let position = (
-        public_key(ratchet_key).map_err(|_| Reason::CorruptedState)?,
-        *counter,
-    );
-    let context = conversation.skipped_context(id, &position);
-    let key = conversation.data_key.open(&context, sealed)?;
-    let key = SkippedKey::from_bytes(&key).map_err(|_| Reason::CorruptedState)?;
-    let id = id
-        .as_slice()
-        .try_into()
-        .map_err(|_| Reason::CorruptedState)?;
-    Ok(((SessionId::from_bytes(id), position), key))
-}
-
 fn named_prekeys(
-    Owner { data_key, address }: &Owner,
+    owner: &Owner,
     peer: &PeerTerm<'_>,
     message: &PreKeySignalMessage,
 ) -> Result<NamedPreKeys, Reason> {
+    let data_key = owner.data_key();
+    let (user, device) = (owner.address.name(), owner.address.device_id());
     let open = |kind, id, sealed: Option<&Binary<'_>>| {
         sealed
-            .map(|sealed| {
-                open_prekey(
-                    data_key,
-                    kind,
-                    address.name(),
-                    address.device_id(),
-                    id,
-                    sealed,
-                )
-            })
+            .map(|sealed| open_prekey(data_key, kind, user, device, id, sealed))
             .transpose()
     };
     Ok(NamedPreKeys {
@@ -704,10 +519,17 @@ fn named_prekeys(
             message.signed_prekey_id(),
             peer.signed_prekey.as_ref(),
         )?,
+        kyber_prekey: match (message.kyber_prekey_id(), &peer.kyber_prekey) {
+            (Some(id), Some((kind, sealed))) => Some(open_kyber_prekey(
+                data_key, *kind, user, device, id, sealed,
+            )?),
+            _ => None,
+        },
     })
 }
 
-/// What a message says before it is opened: `{:ok, map}`.
+/// What a message says before it is opened: `{:ok, map}`. `message_keys` and `chunks` are the positions and the group
+/// of the entries it may need.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn message_inspect<'a>(env: Env<'a>, kind: MessageType, body: Binary<'a>) -> Term<'a> {
     seam::call(env, "message_inspect", || match kind {
@@ -727,6 +549,22 @@ fn describe<'a>(
     outer: Option<&PreKeySignalMessage>,
     message: &SignalMessage,
 ) -> Term<'a> {
+    let post_quantum = message.post_quantum_position();
+    let message_keys: Vec<_> = [
+        Some((
+            EntryGroup::MessageKeys(*message.ratchet_key()),
+            message.counter(),
+        )),
+        post_quantum.map(|(epoch, index)| (EntryGroup::PostQuantumKeys(epoch), index)),
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(group, number)| (Bytes(group.to_bytes()), number))
+    .collect();
+    // A message is of the epoch after that of its key.
+    let chunks = post_quantum
+        .and_then(|(epoch, _)| epoch.checked_add(1))
+        .map(|epoch| Bytes(EntryGroup::Chunks(epoch).to_bytes()));
     map(
         env,
         &[
@@ -736,9 +574,15 @@ fn describe<'a>(
                 &Bytes(message.ratchet_key().to_bytes()),
             ),
             (atoms::counter(), &message.counter()),
+            (atoms::message_keys(), &message_keys),
+            (atoms::chunks(), &chunks),
             (
                 atoms::prekey_id(),
                 &outer.and_then(PreKeySignalMessage::prekey_id),
+            ),
+            (
+                atoms::kyber_prekey_id(),
+                &outer.and_then(PreKeySignalMessage::kyber_prekey_id),
             ),
             (
                 atoms::signed_prekey_id(),
@@ -774,12 +618,7 @@ fn session_info<'a>(
         let peer = peer.get()?;
         let owner = Owner::open(&vault, account.get()?, local_device)?;
         let conversation = owner.with(&peer.user, peer.device)?;
-        let identity = peer
-            .identity
-            .as_ref()
-            .map(|sealed| conversation.open_peer_identity(sealed))
-            .transpose()?;
-        let record = Stored::open(&conversation, peer)?.record;
+        let Stored { remembered, record } = Stored::open(&conversation, peer)?;
         let now = now_ms / 1000;
         let current = record
             .current()
@@ -794,11 +633,15 @@ fn session_info<'a>(
             &[
                 (
                     atoms::identity_key(),
-                    &identity.map(|(key, _)| Bytes(key.to_bytes())),
+                    &remembered.map(|remembered| Bytes(remembered.key.to_bytes())),
                 ),
                 (
                     atoms::verified(),
-                    &identity.is_some_and(|(_, verified)| verified),
+                    &remembered.is_some_and(|remembered| remembered.verified),
+                ),
+                (
+                    atoms::highest_version(),
+                    &remembered.map(|remembered| remembered.version),
                 ),
                 (atoms::current(), &current),
                 (atoms::archived(), &archived),
@@ -820,11 +663,16 @@ fn session_archive<'a>(
         let peer = peer.get()?;
         let owner = Owner::open(&vault, account.get()?, local_device)?;
         let conversation = owner.with(&peer.user, peer.device)?;
-        let current = conversation.open_session(peer.generation, peer.state.as_deref())?;
+        let current = conversation.open_session(
+            peer.generation,
+            peer.state.as_deref(),
+            peer.braid.as_ref(),
+        )?;
         let mut record = SessionRecord::from_parts(current, Some(Vec::new()));
         record.archive_current();
-        let session = record.archived().first().ok_or(Reason::SessionNotFound)?;
-        conversation.seal_archived(&mut random()?, peer.generation, session)
+        conversation
+            .seal_replaced(&mut random()?, peer.generation, &record)?
+            .ok_or(Reason::SessionNotFound)
     })
 }
 
@@ -840,11 +688,21 @@ fn describe_session<'a>(env: Env<'a>, session: &Session, now: u64) -> Term<'a> {
             ],
         )
     };
+    let braid = info.braid.map(|braid| {
+        map(
+            env,
+            &[
+                (atoms::state(), &braid.state),
+                (atoms::epoch(), &braid.epoch),
+            ],
+        )
+    });
     map(
         env,
         &[
             (atoms::session_id(), &Bytes(*info.id.as_bytes())),
             (atoms::version(), &info.version.number()),
+            (atoms::braid(), &braid),
             (atoms::acknowledged(), &info.acknowledged),
             (atoms::usable(), &session.is_usable_at(now)),
             (atoms::sending(), &chain(&info.sending)),
@@ -867,18 +725,21 @@ fn identity_seal<'a>(
     account: Row<Account<'a>>,
     (_user, local_device): AddressTerm<'a>,
     (peer, peer_device): AddressTerm<'a>,
-    public: Binary<'a>,
-    verified: bool,
+    (public, verified, version): (Binary<'a>, bool, u8),
 ) -> Term<'a> {
     seam::call(env, "identity_seal", || {
         let owner = Owner::open(&vault, account.get()?, local_device)?;
         let conversation = owner.with(&peer, peer_device)?;
-        let key = IdentityKey::from(public_key(&public)?);
-        conversation.seal_peer_identity(&mut random()?, &key, verified)
+        let remembered = Remembered {
+            key: IdentityKey::from(public_key(&public)?),
+            verified,
+            version,
+        };
+        conversation.seal_identity(&mut random()?, remembered)
     })
 }
 
-/// Opens what is remembered of a peer's identity: `{:ok, {public, verified}}`.
+/// Opens what is remembered of a peer's identity: `{:ok, {public, verified, highest version}}`.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn identity_open<'a>(
     env: Env<'a>,
@@ -891,7 +752,11 @@ fn identity_open<'a>(
     seam::call(env, "identity_open", || {
         let owner = Owner::open(&vault, account.get()?, local_device)?;
         let conversation = owner.with(&peer, peer_device)?;
-        let (key, verified) = conversation.open_peer_identity(sealed.get()?)?;
-        Ok::<_, Reason>((Bytes(key.to_bytes()), verified))
+        let Remembered {
+            key,
+            verified,
+            version,
+        } = conversation.open_identity(sealed.get()?)?;
+        Ok::<_, Reason>((Bytes(key.to_bytes()), verified, version))
     })
 }

@@ -66,6 +66,18 @@ impl IdentityKeyPair {
         Self(KeyPair::from_parts(public.0, private))
     }
 
+    /// Reads a pair as Signal's own library stores it: a protobuf of the public key (1, 33 bytes) and the private key
+    /// (2, 32 bytes), in the one form that has. `None` for other bytes, and for halves that do not belong together.
+    #[must_use]
+    pub fn from_official(bytes: &[u8]) -> Option<Self> {
+        let (public, private) = bytes
+            .strip_prefix(&[0x0a, 33])?
+            .split_first_chunk::<PUBLIC_KEY_LEN>()?;
+        let private = private.strip_prefix(&[0x12, 32])?.try_into().ok()?;
+        let pair = Self::from_private_key(PrivateKey::from_bytes(private));
+        (pair.identity_key().to_bytes() == *public).then_some(pair)
+    }
+
     /// The public half.
     #[must_use]
     pub const fn identity_key(&self) -> IdentityKey {
@@ -119,5 +131,36 @@ impl Trust for TrustOnFirstUse {
 impl<F: Fn(&IdentityKey, Direction) -> bool> Trust for F {
     fn is_trusted(&self, presented: &IdentityKey, direction: Direction) -> bool {
         self(presented, direction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_read_in_the_one_form_it_has() {
+        let pair = IdentityKeyPair::from_private_key(PrivateKey::from_bytes(&[7; 32]));
+        let public = pair.identity_key().to_bytes();
+        let official = [
+            &[0x0a, 33],
+            public.as_slice(),
+            &[0x12, 32],
+            pair.private_key().as_bytes(),
+        ]
+        .concat();
+        assert_eq!(IdentityKeyPair::from_official(&official), Some(pair));
+
+        for len in 0..official.len() {
+            assert_eq!(IdentityKeyPair::from_official(&official[..len]), None);
+        }
+        let longer = [&official, [0].as_slice()].concat();
+        assert_eq!(IdentityKeyPair::from_official(&longer), None);
+        // The halves of a pair belong together, and what is around them is fixed.
+        for at in [0, 1, 2, 3, 35, 36, 45] {
+            let mut changed = official.clone();
+            changed[at] ^= 1;
+            assert_eq!(IdentityKeyPair::from_official(&changed), None, "byte {at}");
+        }
     }
 }

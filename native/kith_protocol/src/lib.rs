@@ -9,7 +9,7 @@
 //! - A [`SessionRecord`] holds all sessions with one device of a peer. [`initiate`] starts one from a
 //!   bundle, [`encrypt`] and [`decrypt`] move it, [`decrypt_prekey`] opens what starts one.
 //! - The stored state has parts that move at different speeds: [`Session::state_bytes`] is rewritten with
-//!   every message, [`Session::braid_bytes`] a dozen times in an epoch of the post-quantum ratchet, archived
+//!   every message, [`Session::braid_bytes`] a few times in an epoch of the post-quantum ratchet, archived
 //!   sessions hardly ever, and [`Entry`] rows are written once. [`Changes`] says what decrypting changed.
 //! - A [`Fingerprint`] is the safety number of two identity keys.
 //! - An [`OfficialRecord`] reads and writes records of Signal's own library.

@@ -5,7 +5,8 @@
 
 /// Largest plaintext of one message, in bytes: 1 MiB.
 ///
-/// A bound on memory, not a rule of the protocol. Attachments travel beside messages, not in them.
+/// A bound on memory, not a rule of the protocol. Attachments travel beside messages, not in them. It holds for
+/// what is sent; of what arrives [`MAX_MESSAGE_LEN`] is the bound, and a text may be some 8 KB longer.
 pub const MAX_PLAINTEXT_LEN: usize = 1 << 20;
 
 /// Largest message accepted for parsing, in bytes: a plaintext of [`MAX_PLAINTEXT_LEN`], its padding,

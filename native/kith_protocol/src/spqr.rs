@@ -79,6 +79,11 @@ impl Spqr {
         self.chain.current_epoch == self.braid.newest_secret()
     }
 
+    /// Whether this is the side that was written to, and no secret but that of the handshake was used yet.
+    pub(crate) fn is_responder_in_first_epoch(&self) -> bool {
+        self.chain.side == Side::Responder && self.chain.send_epoch == 0
+    }
+
     /// Takes the next key and the next part of the exchange; `None` at the end of the 32-bit counter, which
     /// leaves the state as it was.
     pub(crate) fn send<R: CryptoRng + ?Sized>(&mut self, rng: &mut R) -> Option<Sent> {

@@ -13,119 +13,21 @@ mod support;
 use kith_protocol::limits::MAX_UNACKNOWLEDGED_SESSION_AGE;
 use kith_protocol::{
     EncryptError, Fingerprint, IdentityKey, InitiateError, OfficialRecord, PrivateKey,
-    ProtocolAddress, SkippedKeyFormat,
+    SkippedKeyFormat, Version,
 };
 use serde_json::Value;
 use support::SeededRng;
 use support::network::{Behaviour, Network, Party, Reason, Summary, address};
 use support::official::OfficialParty;
 use support::ours::{Device, Loading, OurParty, from_peer, protocol_address, to_peer};
-use support::peer::{
-    BundleOptions, Message, MessageType, Peer, PeerAddress, PeerParty, Release, TrustPolicy,
-};
+use support::pair::{OURS, Pair, Sent, THEIRS, identity_record, private_of};
+use support::peer::{BundleOptions, MessageType, Peer, Release, TrustPolicy};
 
 /// Messages of the long run unless the environment says otherwise.
 const MESSAGES: usize = 20_000;
 
-const OURS: &str = "9d0652a3-dcc3-4d11-975f-74d61598733f";
-const THEIRS: &str = "796abedb-ca4e-4f18-8803-1fde5b921f9f";
-
-/// A text and its message.
-type Sent = (Vec<u8>, Message);
-
-/// One device of ours and one of the official client that know nothing of each other.
-struct Pair {
-    peer: Peer,
-    ours: Device,
-    theirs: PeerParty,
-    at_ours: PeerAddress,
-    at_theirs: PeerAddress,
-    /// Their address, in the library's form.
-    them: ProtocolAddress,
-    sent: usize,
-}
-
-impl Pair {
-    fn new(seed: u64) -> Self {
-        Self::named(seed, OURS, THEIRS)
-    }
-
-    fn named(seed: u64, our_name: &str, their_name: &str) -> Self {
-        let peer = Peer::start(Release::V0_60);
-        let (at_ours, at_theirs) = (
-            PeerAddress::new(our_name, 1),
-            PeerAddress::new(their_name, 1),
-        );
-        let mut ours = Device::new(our_name, SeededRng::of_test(seed).fork());
-        ours.loading = Loading::Mixed;
-        Self {
-            theirs: peer.create_identity(&at_theirs),
-            peer,
-            ours,
-            them: protocol_address(&at_theirs),
-            at_ours,
-            at_theirs,
-            sent: 0,
-        }
-    }
-
-    fn we_start(&mut self, options: BundleOptions) {
-        let bundle = self.theirs.publish_bundle(options);
-        self.ours.initiate(&self.them, &from_peer(&bundle)).unwrap();
-    }
-
-    fn they_start(&mut self) {
-        let bundle = to_peer(&self.at_ours, &self.ours.publish());
-        self.theirs
-            .process_bundle(&self.at_ours, &bundle, None)
-            .unwrap();
-    }
-
-    fn text(&mut self) -> Vec<u8> {
-        self.sent += 1;
-        format!("message {}", self.sent).into_bytes()
-    }
-
-    fn we_encrypt(&mut self) -> Sent {
-        let text = self.text();
-        let message = self.ours.encrypt(&self.them, &text).unwrap();
-        (text, message)
-    }
-
-    fn they_encrypt(&mut self) -> Sent {
-        let text = self.text();
-        let message = self.theirs.encrypt(&self.at_ours, &text, None).unwrap();
-        (text, message)
-    }
-
-    fn they_open(&self, (text, message): &Sent) {
-        assert_eq!(
-            self.theirs.decrypt(&self.at_ours, message).as_ref(),
-            Ok(text)
-        );
-    }
-
-    fn we_open(&mut self, (text, message): &Sent) {
-        let opened = self.ours.decrypt(&self.them, message);
-        assert_eq!(
-            opened.map(|decrypted| decrypted.plaintext).as_ref(),
-            Ok(text)
-        );
-    }
-
-    /// A message each way, `rounds` times.
-    fn talk(&mut self, rounds: usize) {
-        for _ in 0..rounds {
-            let message = self.we_encrypt();
-            self.they_open(&message);
-            let message = self.they_encrypt();
-            self.we_open(&message);
-        }
-    }
-
-    fn our_key(&self) -> Vec<u8> {
-        self.ours.identity_key().to_bytes().to_vec()
-    }
+fn new_pair(seed: u64) -> Pair {
+    Pair::new(Release::V0_60, seed)
 }
 
 fn run(
@@ -140,7 +42,13 @@ fn run(
         .enumerate()
         .map(|(index, is_ours)| -> Box<dyn Party> {
             if *is_ours {
-                Box::new(OurParty::new(index, Loading::Mixed, 70, rng.fork()))
+                Box::new(OurParty::new(
+                    index,
+                    Version::V3,
+                    Loading::Mixed,
+                    70,
+                    rng.fork(),
+                ))
             } else {
                 let options = *rng.pick(&[
                     BundleOptions::X3DH,
@@ -220,7 +128,7 @@ fn a_family_in_which_some_use_the_official_client_talks() {
 #[test]
 fn sessions_from_bundles_with_and_without_a_one_time_prekey_work_in_both_roles() {
     for names in [(OURS, THEIRS), ("alice", "bob"), (OURS, "bob")] {
-        let mut pair = Pair::named(63, names.0, names.1);
+        let mut pair = Pair::named(Release::V0_60, 63, names.0, names.1);
         for one_time in [true, false] {
             let options = BundleOptions {
                 one_time,
@@ -258,7 +166,7 @@ fn sessions_from_bundles_with_and_without_a_one_time_prekey_work_in_both_roles()
 
 #[test]
 fn prekey_ids_at_the_ends_of_their_range_work_in_both_roles() {
-    let mut pair = Pair::new(64);
+    let mut pair = new_pair(64);
     for id in [0, 1, (1 << 31) - 1, 1 << 31, u32::MAX] {
         pair.we_start(BundleOptions {
             prekey_id: Some(id),
@@ -303,7 +211,7 @@ fn prekey_ids_at_the_ends_of_their_range_work_in_both_roles() {
 
 #[test]
 fn both_sides_start_at_once_and_nothing_is_lost() {
-    let mut pair = Pair::new(65);
+    let mut pair = new_pair(65);
     pair.we_start(BundleOptions::X3DH);
     pair.they_start();
     let (mine, theirs) = (pair.we_encrypt(), pair.they_encrypt());
@@ -332,7 +240,7 @@ fn both_sides_start_at_once_and_nothing_is_lost() {
 #[test]
 fn a_session_is_replaced_while_messages_of_the_old_one_are_under_way() {
     for we_replace in [true, false] {
-        let mut pair = Pair::new(66);
+        let mut pair = new_pair(66);
         pair.we_start(BundleOptions::X3DH);
         pair.talk(3);
         let to_them: Vec<_> = (0..5).map(|_| pair.we_encrypt()).collect();
@@ -365,13 +273,13 @@ fn a_session_is_replaced_while_messages_of_the_old_one_are_under_way() {
             assert_eq!(again.unwrap_err().kind, "duplicate_message");
         }
         pair.talk(3);
-        assert_eq!(pair.ours.peer(&pair.them).skipped.len(), 0);
+        assert_eq!(pair.ours.peer(&pair.them).entries.len(), 0);
     }
 }
 
 #[test]
 fn a_lost_session_is_set_up_anew_by_either_side() {
-    let mut pair = Pair::new(67);
+    let mut pair = new_pair(67);
     pair.we_start(BundleOptions::X3DH);
     pair.talk(2);
 
@@ -403,7 +311,7 @@ fn a_lost_session_is_set_up_anew_by_either_side() {
 
 #[test]
 fn when_their_identity_changes_we_refuse_until_it_is_accepted() {
-    let mut pair = Pair::new(68);
+    let mut pair = new_pair(68);
     pair.we_start(BundleOptions::X3DH);
     pair.talk(2);
     let late = pair.they_encrypt();
@@ -440,11 +348,11 @@ fn when_their_identity_changes_we_refuse_until_it_is_accepted() {
 
 #[test]
 fn when_our_identity_changes_they_refuse_until_it_is_accepted() {
-    let mut pair = Pair::new(69);
+    let mut pair = new_pair(69);
     pair.we_start(BundleOptions::X3DH);
     pair.talk(2);
 
-    pair.ours = Device::new(OURS, SeededRng::new(690));
+    pair.ours = Device::new(OURS, Version::V3, SeededRng::new(690));
     let bundle = to_peer(&pair.at_ours, &pair.ours.publish());
     let refused = pair
         .theirs
@@ -476,7 +384,7 @@ fn when_our_identity_changes_they_refuse_until_it_is_accepted() {
 
 #[test]
 fn safety_numbers_are_the_official_ones() {
-    let pair = Pair::new(70);
+    let pair = new_pair(70);
     let mut rng = SeededRng::of_test(70);
     let ours = pair.ours.identity_key();
     let theirs = IdentityKey::from_bytes(&pair.theirs.identity_key).unwrap();
@@ -502,7 +410,7 @@ fn safety_numbers_are_the_official_ones() {
         assert_eq!(mine.scannable(), as_seen_here.scannable);
 
         // Another key gives another number on both sides.
-        let stranger = Device::new("stranger", rng.fork()).identity_key();
+        let stranger = Device::new("stranger", Version::V3, rng.fork()).identity_key();
         let other = Fingerprint::new(2, 5_200, (&our_id, &stranger), (&their_id, &theirs)).unwrap();
         assert_ne!(other.display(), official.digits);
         assert_eq!(other.matches(&official.scannable), Ok(false));
@@ -516,12 +424,12 @@ fn safety_numbers_are_the_official_ones() {
 
 #[test]
 fn signatures_made_here_verify_there_and_the_other_way_round() {
-    let pair = Pair::new(71);
+    let pair = new_pair(71);
     let mut rng = SeededRng::of_test(71);
     let theirs = IdentityKey::from_bytes(&pair.theirs.identity_key).unwrap();
     for length in [0, 1, 32, 33, 64, 200, 1_569] {
         let message = rng.bytes(length);
-        let device = Device::new("signer", rng.fork());
+        let device = Device::new("signer", Version::V3, rng.fork());
         let key = device.identity_key();
         let mut mine = device.identity.sign(&message, &mut rng).to_vec();
         assert_eq!(pair.peer.verify(&key.to_bytes(), &message, &mine), Ok(true));
@@ -562,7 +470,7 @@ fn public_keys_of_random_private_keys_are_the_official_ones() {
 
 /// A conversation with losses on both sides, so that both hold skipped keys in several chains and an archived session.
 fn entangled(seed: u64) -> (Pair, Vec<Sent>, Vec<Sent>) {
-    let mut pair = Pair::new(seed);
+    let mut pair = new_pair(seed);
     let (mut to_them, mut to_us) = (Vec::new(), Vec::new());
     pair.we_start(BundleOptions::X3DH);
     pair.talk(1);
@@ -594,7 +502,7 @@ fn still_open(late: &[Sent]) -> &[Sent] {
 fn our_record_goes_on_in_the_official_client() {
     let (mut pair, _, to_us) = entangled(73);
     let rows = pair.ours.peer(&pair.them);
-    assert_eq!((rows.skipped.len(), rows.archived.len()), (18, 1));
+    assert_eq!((rows.entries.len(), rows.archived.len()), (18, 1));
     let record = pair.ours.export(&pair.them);
 
     // A second official device takes over our identity and our record.
@@ -681,7 +589,7 @@ fn their_record_goes_on_here() {
     let record = pair.theirs.export_session(&pair.at_ours).unwrap();
     let imported = OfficialRecord::from_bytes(&record).unwrap();
     assert_eq!(imported.sessions.archived().len(), 1);
-    assert!(imported.skipped.len() >= 9);
+    assert!(imported.entries.len() >= 9);
     assert_eq!(
         imported.to_bytes(SkippedKeyFormat::Expanded).as_slice(),
         record,
@@ -689,7 +597,7 @@ fn their_record_goes_on_here() {
     );
 
     // A second device of ours takes over their identity, their prekeys and their record.
-    let mut heir = Device::new(THEIRS, SeededRng::new(750));
+    let mut heir = Device::new(THEIRS, Version::V3, SeededRng::new(750));
     heir.loading = Loading::Mixed;
     let private = private_of(&pair.theirs.identity_key_pair);
     heir.store.identity = private;
@@ -723,7 +631,7 @@ fn their_record_goes_on_here() {
 
 #[test]
 fn an_unanswered_session_ends_after_thirty_days_on_both_sides() {
-    let mut pair = Pair::new(76);
+    let mut pair = new_pair(76);
     let start = pair.ours.now;
     let last = start + MAX_UNACKNOWLEDGED_SESSION_AGE;
     pair.we_start(BundleOptions::X3DH);
@@ -751,7 +659,7 @@ fn an_unanswered_session_ends_after_thirty_days_on_both_sides() {
 
 #[test]
 fn the_official_client_opens_what_is_25_000_ahead_and_refuses_one_more() {
-    let mut pair = Pair::new(77);
+    let mut pair = new_pair(77);
     pair.ours.loading = Loading::Whole;
     pair.we_start(BundleOptions::X3DH);
     pair.talk(1);
@@ -768,7 +676,7 @@ fn the_official_client_opens_what_is_25_000_ahead_and_refuses_one_more() {
 
 #[test]
 fn what_is_empty_or_large_arrives_unchanged() {
-    let mut pair = Pair::new(78);
+    let mut pair = new_pair(78);
     let mut rng = SeededRng::of_test(78);
     pair.we_start(BundleOptions::X3DH);
     for length in [0, 1, 15, 16, 17, 255, 4_096, 65_536] {
@@ -780,24 +688,9 @@ fn what_is_empty_or_large_arrives_unchanged() {
     }
 }
 
-/// The identity key pair of a device in Signal's storage format.
-fn identity_record(device: &Device) -> Vec<u8> {
-    let mut record = vec![0x0a, 33];
-    record.extend(device.identity_key().to_bytes());
-    record.extend([0x12, 32]);
-    record.extend(&device.store.identity);
-    record
-}
-
-/// The private key of such a record.
-fn private_of(record: &[u8]) -> Vec<u8> {
-    assert_eq!((record.len(), record[35], record[36]), (69, 0x12, 32));
-    record[37..].to_vec()
-}
-
 #[test]
 fn the_official_client_reads_our_messages_as_we_mean_them() {
-    let mut pair = Pair::new(79);
+    let mut pair = new_pair(79);
     pair.we_start(BundleOptions::X3DH);
     let (_, first) = pair.we_encrypt();
     let seen = pair.peer.inspect(&first).unwrap();

@@ -132,24 +132,50 @@ fn identities_signatures_and_safety_numbers_go_through_the_harness() {
 
 #[test]
 fn the_official_client_keeps_the_rules_of_the_simulated_network() {
-    let peer = Peer::start(Release::V0_60);
-    let mut rng = SeededRng::of_test(60);
-    for behaviour in Behaviour::ALL {
-        let parties = (0..3)
-            .map(|index| -> Box<dyn Party> {
-                let options = if rng.chance(50) {
-                    BundleOptions::X3DH
-                } else {
-                    BundleOptions::X3DH_WITHOUT_ONE_TIME
-                };
-                Box::new(OfficialParty::new(&peer, index, options))
-            })
-            .collect();
-        let summary = Network::new(parties, behaviour, rng.fork())
-            .run(150)
-            .unwrap();
-        println!("{}: {summary}", behaviour.name);
+    for (release, kinds) in [
+        (
+            Release::V0_60,
+            [BundleOptions::X3DH, BundleOptions::X3DH_WITHOUT_ONE_TIME],
+        ),
+        (
+            Release::V0_103,
+            [BundleOptions::PQXDH, BundleOptions::PQXDH_LAST_RESORT],
+        ),
+    ] {
+        let peer = Peer::start(release);
+        let mut rng = SeededRng::of_test(60);
+        for behaviour in Behaviour::ALL {
+            let parties = (0..3)
+                .map(|index| -> Box<dyn Party> {
+                    let options = *rng.pick(&kinds);
+                    Box::new(OfficialParty::new(&peer, index, options))
+                })
+                .collect();
+            let summary = Network::new(parties, behaviour, rng.fork())
+                .run(150)
+                .unwrap();
+            println!("{release:?}, {}: {summary}", behaviour.name);
+        }
     }
+}
+
+/// A conversation of the official client with itself, as far as the rules of the network depend on the post-quantum
+/// ratchet: what it delivers in time opens, epoch after epoch.
+#[test]
+fn two_current_official_clients_go_through_epochs_on_the_simulated_network() {
+    let peer = Peer::start(Release::V0_103);
+    assert_eq!(peer.version(), "0.103.0");
+    let parties = (0..2)
+        .map(|index| -> Box<dyn Party> {
+            let party = OfficialParty::new(&peer, index, BundleOptions::PQXDH);
+            Box::new(party.without_comparison())
+        })
+        .collect();
+    let summary = Network::new(parties, Behaviour::CONVERSATION, SeededRng::of_test(61))
+        .run(1_500)
+        .unwrap();
+    println!("{summary}");
+    assert!(summary.most_epochs >= 3, "{summary}");
 }
 
 #[test]

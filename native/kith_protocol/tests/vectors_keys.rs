@@ -13,8 +13,9 @@ mod support;
 
 use kith_protocol::{
     Fingerprint, FingerprintError, IdentityKey, IdentityKeyPair, InitiateError, KeyError, KeyPair,
-    LocalDevice, PreKeyBundle, PrivateKey, ProtocolAddress, PublicKey, SessionRecord, SignedPreKey,
-    SignedPreKeyPublic, TrustOnFirstUse,
+    KyberKeyPair, KyberPublicKey, LocalDevice, PreKeyBundle, PrivateKey, ProtocolAddress,
+    PublicKey, RemoteDevice, SessionRecord, SignedPreKey, SignedPreKeyPublic, TrustOnFirstUse,
+    Version,
 };
 use serde_json::Value;
 use support::{SeededRng, field, vectors};
@@ -75,6 +76,10 @@ fn a_bundle_with_a_low_order_point_in_any_place_agrees_to_nothing() {
         identity: &alice,
         registration_id: 1,
     };
+    let remote = RemoteDevice {
+        address: &ProtocolAddress::new("bob", 1).unwrap(),
+        minimum_version: Version::V3,
+    };
     for case in list(&keys, "low_order_agreements") {
         assert_eq!(case["result"], "invalid_key");
         let point = PublicKey::from_bytes(&field(case, "public")).unwrap();
@@ -89,6 +94,7 @@ fn a_bundle_with_a_low_order_point_in_any_place_agrees_to_nothing() {
                 signature: signed.signature.to_vec(),
             },
             prekey: None,
+            kyber_prekey: None,
         };
         let as_one_time = PreKeyBundle {
             prekey: Some((1, point)),
@@ -103,7 +109,8 @@ fn a_bundle_with_a_low_order_point_in_any_place_agrees_to_nothing() {
             ..good.clone()
         };
         let mut start = |bundle: &PreKeyBundle| {
-            SessionRecord::default().initiate(&local, bundle, &TrustOnFirstUse(None), 0, &mut rng)
+            let trust = TrustOnFirstUse(None);
+            SessionRecord::default().initiate(&local, &remote, bundle, &trust, 0, &mut rng)
         };
         assert_eq!(start(&good), Ok(kith_protocol::Replaced::default()));
         assert_eq!(start(&as_one_time), Err(InitiateError::Key));
@@ -255,4 +262,44 @@ fn safety_numbers_take_2_to_1_000_000_iterations() {
         );
     }
     assert_eq!(new(2), Ok(()));
+}
+
+#[test]
+fn the_official_kyber_key_pair_is_read_and_kyber_keys_parse_as_they_do_there() {
+    let keys = vectors("keys");
+    let (public, secret) = (
+        field(&keys["kem_key_pair"], "public"),
+        field(&keys["kem_key_pair"], "secret"),
+    );
+    let pair = KyberKeyPair::from_secret_key(&secret).unwrap();
+    assert_eq!(pair.public_key().to_bytes(), public);
+    assert_eq!(pair.seed(), None);
+    assert_eq!(
+        KyberPublicKey::from_bytes(&public).as_ref(),
+        Ok(pair.public_key())
+    );
+    for length in [0, 1, 3_168, 3_170] {
+        let mut other = secret.clone();
+        other.resize(length, 0);
+        assert!(KyberKeyPair::from_secret_key(&other).is_err(), "{length}");
+    }
+    // The public half lies inside, and so does its hash.
+    for at in [0, 1 + 1_536, 1 + 1_536 + 1_568] {
+        let mut other = secret.clone();
+        other[at] ^= 1;
+        assert!(KyberKeyPair::from_secret_key(&other).is_err(), "{at}");
+    }
+    for case in list(&keys, "kem_public_key_parsing") {
+        let mut bytes = public.clone();
+        bytes.resize(number(&case["length"]) as usize, 0);
+        if let Some(first) = bytes.first_mut() {
+            *first = u8::try_from(number(&case["type"])).unwrap();
+        }
+        assert_eq!(
+            KyberPublicKey::from_bytes(&bytes).is_ok(),
+            case["ok"] == true,
+            "{case}"
+        );
+    }
+    assert!(list(&keys, "kem_public_key_parsing").len() >= 4);
 }

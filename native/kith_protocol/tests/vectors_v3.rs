@@ -14,9 +14,10 @@ mod support;
 use std::collections::HashMap;
 
 use kith_protocol::{
-    DecryptError, IdentityKeyPair, KeyPair, LocalDevice, MessageError, OfficialRecord,
-    PreKeyBundle, PreKeyId, PreKeyKind, PreKeySignalMessage, PreKeys, PrivateKey, ProtocolAddress,
-    PublicKey, SessionRecord, SignalMessage, SignedPreKeyPublic, SkippedKeyFormat, TrustOnFirstUse,
+    DecryptError, EntryLookup, IdentityKeyPair, KeyPair, KyberKeyPair, LocalDevice, MessageError,
+    OfficialRecord, PreKeyBundle, PreKeyId, PreKeyKind, PreKeySignalMessage, PreKeys, PrivateKey,
+    ProtocolAddress, PublicKey, RemoteDevice, SessionRecord, SignalMessage, SignedPreKeyPublic,
+    SkippedKeyFormat, TrustOnFirstUse, Version,
 };
 use serde_json::Value;
 use std::collections::VecDeque;
@@ -155,11 +156,24 @@ impl Party {
         hex::encode(&*self.state.to_bytes(SkippedKeyFormat::Expanded))
     }
 
-    fn encrypt(&mut self, plaintext: &[u8], now: u64) -> (u64, Vec<u8>) {
+    /// Encrypting draws nothing in this version.
+    fn encrypt(&mut self, to: &ProtocolAddress, plaintext: &[u8], now: u64) -> (u64, Vec<u8>) {
+        let local = LocalDevice {
+            address: &self.address,
+            identity: &self.identity,
+            registration_id: self.registration_id,
+        };
         let message = self
             .state
             .sessions
-            .encrypt(plaintext, &TrustOnFirstUse(None), now)
+            .encrypt(
+                &local,
+                &remote(to),
+                plaintext,
+                &TrustOnFirstUse(None),
+                now,
+                &mut ScriptedRng::new(&[]),
+            )
             .unwrap();
         (if message.is_prekey_message { 3 } else { 2 }, message.bytes)
     }
@@ -184,8 +198,9 @@ impl Party {
             identity,
             registration_id: *registration_id,
         };
-        let OfficialRecord { sessions, skipped } = state;
-        let find = |session: &_, position: &_| skipped.find(session, position);
+        let OfficialRecord { sessions, entries } = state;
+        let find = |session: &_, position: &_| entries.find(session, position);
+        let from = &remote(from);
         let trust = TrustOnFirstUse(None);
         let decrypted = if kind == 3 {
             let message = PreKeySignalMessage::from_bytes(body).map_err(Verdict::Message)?;
@@ -199,11 +214,19 @@ impl Party {
             sessions.decrypt(&local, from, &message, &find, &trust, rng)
         }
         .map_err(Verdict::Decrypt)?;
-        skipped.apply(&decrypted.changes);
+        entries.apply(&decrypted.changes);
         if let Some(id) = decrypted.changes.prekey_used {
             prekeys.remove(&id);
         }
         Ok(decrypted.plaintext)
+    }
+}
+
+/// A peer from whom version 3 is taken.
+const fn remote(address: &ProtocolAddress) -> RemoteDevice<'_> {
+    RemoteDevice {
+        address,
+        minimum_version: Version::V3,
     }
 }
 
@@ -228,6 +251,10 @@ impl PreKeys for Known<'_> {
 
     fn signed_prekey(&self, id: PreKeyId) -> Option<KeyPair> {
         self.signed_prekeys.get(&id).cloned()
+    }
+
+    fn kyber_prekey(&self, _id: PreKeyId) -> Option<KyberKeyPair> {
+        None
     }
 
     fn is_base_key_used(&self, _signed_prekey_id: PreKeyId, _base_key: &PublicKey) -> bool {
@@ -280,6 +307,7 @@ fn bundle(value: &Value) -> Result<PreKeyBundle, kith_protocol::KeyError> {
             signature: bytes(&signed["signature"]),
         },
         prekey,
+        kyber_prekey: None,
     })
 }
 
@@ -315,6 +343,7 @@ fn handshakes_give_the_official_bytes_and_open_the_official_messages() {
                 .sessions
                 .initiate(
                     &local,
+                    &remote(&responder.address),
                     &bundle(&case["bundle"]).unwrap(),
                     &TrustOnFirstUse(None),
                     seconds,
@@ -339,7 +368,7 @@ fn handshakes_give_the_official_bytes_and_open_the_official_messages() {
             ScriptedRng::new(&[&bytes(&case["expected"]["responder_new_ratchet_private"])]);
         for message in list(case, "messages") {
             let plaintext = bytes(&message["plaintext"]);
-            let (kind, body) = initiator.encrypt(&plaintext, seconds);
+            let (kind, body) = initiator.encrypt(&responder.address, &plaintext, seconds);
             assert_eq!(kind, message["type"].as_u64().unwrap(), "{title}");
             assert_eq!(
                 hex::encode(&body),
@@ -388,7 +417,7 @@ fn conversations_replay_byte_for_byte() {
                     assert_eq!(party.export(), step["record_after"].as_str().unwrap());
                 }
                 "encrypt" => {
-                    let (kind, body) = party.encrypt(&bytes(&step["plaintext"]), seconds);
+                    let (kind, body) = party.encrypt(&from, &bytes(&step["plaintext"]), seconds);
                     assert_eq!(kind, step["type"].as_u64().unwrap(), "{context}");
                     assert_eq!(
                         hex::encode(body),
@@ -527,6 +556,9 @@ fn a_replayed_first_message_is_refused_once_its_base_key_is_remembered() {
         fn signed_prekey(&self, id: PreKeyId) -> Option<KeyPair> {
             self.0.signed_prekey(id)
         }
+        fn kyber_prekey(&self, id: PreKeyId) -> Option<KyberKeyPair> {
+            self.0.kyber_prekey(id)
+        }
         fn is_base_key_used(&self, _: PreKeyId, _: &PublicKey) -> bool {
             true
         }
@@ -551,10 +583,10 @@ fn a_replayed_first_message_is_refused_once_its_base_key_is_remembered() {
     };
     let refused = SessionRecord::default().decrypt_prekey(
         &local,
-        &address(&state["sender"]),
+        &remote(&address(&state["sender"])),
         &message,
         &Remembering(known),
-        &|_, _| kith_protocol::SkippedKeyLookup::Absent,
+        &|_, _| EntryLookup::Absent,
         &TrustOnFirstUse(None),
         &mut SeededRng::new(1),
     );

@@ -1,7 +1,7 @@
 //! The stored form of a session: fixed positions, no tags (docs/state-format.md).
 //!
 //! In two parts, because a step of the ratchet is to rewrite little. The *state* moves with every message
-//! and stays below 1 KB. The *braid*, of version 4, holds what moves a dozen times in an epoch: facts of the
+//! and stays below 1 KB. The *braid*, of version 4, holds what moves a few times in an epoch: facts of the
 //! handshake, the roots of the post-quantum ratchet, its keys and ciphertexts. Both name the session and the
 //! revision of the braid, so that a braid of another session or time is noticed.
 

@@ -30,6 +30,8 @@ pub(super) type Entries<'a> = &'a dyn Fn(&SessionId, &EntryPosition) -> EntryLoo
 pub(super) enum Refusal {
     /// The key was used, or was evicted.
     Duplicate,
+    /// Something the session keeps beside itself is not what was stored.
+    Damaged,
     /// MAC, padding, addresses or keys are wrong: the message is not of this session, or was changed.
     Invalid,
     /// Something the session keeps beside itself is needed.
@@ -161,7 +163,7 @@ impl Session {
         let post_quantum = self
             .spqr
             .as_deref()
-            .map(|spqr| PostQuantum::new(spqr, message))
+            .map(|spqr| PostQuantum::new(spqr, message, self.may_lack_key(spqr, message)))
             .transpose()?;
 
         let (step, seed) = match (kept, chain) {
@@ -197,7 +199,7 @@ impl Session {
         let salt = received.as_ref().map(|(_, key)| key.as_bytes());
         let keys = match &seed {
             Keys::Seed(seed) => seed.expand(salt),
-            Keys::Entry(entry) => entry.message_keys(salt).ok_or(Refusal::Invalid)?,
+            Keys::Entry(entry) => entry.message_keys(salt).ok_or(Refusal::Damaged)?,
         };
         if !message.verify_mac(&keys, &self.remote_identity, &self.local_identity) {
             return Err(Refusal::Invalid);
@@ -220,6 +222,22 @@ impl Session {
             step,
             post_quantum,
         })
+    }
+
+    /// Whether a message may be without a key of the post-quantum ratchet.
+    ///
+    /// Clients that do not insist on that ratchet mix no key until they have heard from the responder, so only
+    /// in the first chain of an initiator. Later it would be a way around the ratchet.
+    fn may_lack_key(&self, spqr: &Spqr, message: &SignalMessage) -> bool {
+        let first_chain = match self.receiving.as_slice() {
+            [] => true,
+            // As long as none was dropped, the oldest chain is the first.
+            [first, ..] if self.receiving.len() < MAX_RECEIVING_CHAINS => {
+                first.ratchet_key == *message.ratchet_key()
+            }
+            _ => false,
+        };
+        first_chain && spqr.is_responder_in_first_epoch()
     }
 
     /// The key of a message the chain has passed.
@@ -351,8 +369,15 @@ struct PostQuantum<'a> {
 
 impl<'a> PostQuantum<'a> {
     /// Whether the session can have a key for the message; nothing is computed yet.
-    fn new(spqr: &'a Spqr, message: &SignalMessage) -> Result<Self, Refusal> {
+    fn new(
+        spqr: &'a Spqr,
+        message: &SignalMessage,
+        may_lack_key: bool,
+    ) -> Result<Self, Refusal> {
         let message = message.post_quantum().map_err(|_| Refusal::Invalid)?;
+        if message.position().is_none() && !may_lack_key {
+            return Err(Refusal::Invalid);
+        }
         spqr.check(&message)?;
         Ok(Self { spqr, message })
     }
@@ -376,7 +401,7 @@ impl<'a> PostQuantum<'a> {
                         return Err(Refusal::NotLoaded(NotLoaded::MessageKeys));
                     }
                     EntryLookup::Found(entry) => {
-                        entry.as_post_quantum_key().ok_or(Refusal::Invalid)?.clone()
+                        entry.as_post_quantum_key().ok_or(Refusal::Damaged)?.clone()
                     }
                 }
             }
@@ -450,6 +475,7 @@ impl From<BraidError> for Refusal {
     fn from(error: BraidError) -> Self {
         match error {
             BraidError::ChunksNotLoaded => Self::NotLoaded(NotLoaded::Chunks),
+            BraidError::Damaged => Self::Damaged,
             BraidError::EpochAhead | BraidError::Invalid => Self::Invalid,
         }
     }

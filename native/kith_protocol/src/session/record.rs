@@ -117,6 +117,9 @@ pub enum DecryptError {
     /// The message was opened before, its key was evicted, or its base key was used before.
     #[error("the message was opened before")]
     Duplicate,
+    /// An entry is not what was stored, or is gone.
+    #[error("a stored entry is missing or damaged")]
+    Damaged,
     /// No session opens it: it was changed on the way, or belongs to a session that is gone.
     #[error("the message does not authenticate")]
     Invalid,
@@ -642,6 +645,7 @@ impl Refusal {
     const fn into_error(self, version: Version) -> DecryptError {
         match self {
             Self::Duplicate => DecryptError::Duplicate,
+            Self::Damaged => DecryptError::Damaged,
             Self::Invalid => DecryptError::Invalid,
             Self::NotLoaded(part) => DecryptError::NotLoaded(part),
             Self::TooFarAhead => DecryptError::TooFarAhead,

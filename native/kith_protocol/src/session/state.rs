@@ -279,6 +279,12 @@ impl Session {
         self.braid_revision
     }
 
+    /// The own identity key.
+    #[must_use]
+    pub const fn local_identity(&self) -> &IdentityKey {
+        &self.local_identity
+    }
+
     /// The peer's identity key.
     #[must_use]
     pub const fn remote_identity(&self) -> &IdentityKey {

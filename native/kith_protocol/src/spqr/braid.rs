@@ -98,15 +98,17 @@ pub(crate) enum BraidError {
     ChunksNotLoaded,
     /// Of an epoch that has not begun.
     EpochAhead,
-    /// A MAC is wrong, a key is not the announced one, or stored chunks are gone.
+    /// A MAC is wrong, or a key is not the announced one.
     Invalid,
+    /// Chunks that were stored are gone.
+    Damaged,
 }
 
 impl From<DecoderError> for BraidError {
     fn from(error: DecoderError) -> Self {
         match error {
             DecoderError::NotLoaded => Self::ChunksNotLoaded,
-            DecoderError::Damaged => Self::Invalid,
+            DecoderError::Damaged => Self::Damaged,
         }
     }
 }

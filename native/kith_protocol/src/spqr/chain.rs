@@ -183,7 +183,7 @@ impl KeyChain {
             self.send_epoch = epoch;
             let oldest = self.oldest();
             let dropped = self.epochs.drain(..at.saturating_sub(1));
-            for (number, dropped) in (oldest..).zip(dropped) {
+            for (dropped, number) in dropped.zip(oldest..) {
                 if dropped.kept > 0 {
                     forgotten.push(number);
                 }

@@ -11,6 +11,7 @@
 pub(crate) mod network;
 pub(crate) mod official;
 pub(crate) mod ours;
+pub(crate) mod pair;
 pub(crate) mod peer;
 pub(crate) mod protobuf;
 pub(crate) mod records;

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::SeededRng;
 use super::peer::{Bundle, Message, MessageType, PeerAddress};
+use super::protobuf::PostQuantumHeader;
 
 /// Receiving chains an engine keeps per session; Signal keeps five. A message from an older one can no longer be
 /// opened, so the network delivers it before a newer chain would push its own out.
@@ -188,6 +189,21 @@ impl Behaviour {
         renew: 1,
     };
 
+    /// Two people who talk, over a network that is not kind to them, and stay in one session.
+    pub(crate) const CONVERSATION: Self = Self {
+        name: "conversation",
+        burst: 8,
+        under_way: 24,
+        reply: 80,
+        reorder: 25,
+        drop: 8,
+        duplicate: 5,
+        tamper: 5,
+        offline: 1,
+        restart: 3,
+        ..Self::PING_PONG
+    };
+
     /// Every behaviour.
     pub(crate) const ALL: [Self; 10] = [
         Self::PING_PONG,
@@ -266,11 +282,36 @@ pub(crate) struct Summary {
     pub(crate) offline_periods: usize,
     pub(crate) restarts: usize,
     pub(crate) longest_queue: usize,
+    /// Epochs of the post-quantum ratchet completed in the session that got furthest, and in all of them.
+    pub(crate) most_epochs: u64,
+    pub(crate) all_epochs: u64,
     /// A digest of every event: equal runs have equal digests.
     pub(crate) digest: u64,
 }
 
 impl Summary {
+    /// The sum of two runs.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.sent += other.sent;
+        self.opened += other.opened;
+        self.dropped += other.dropped;
+        self.duplicates_refused += other.duplicates_refused;
+        for (reason, count) in &other.tampered_refused {
+            *self.tampered_refused.entry(reason.clone()).or_default() += count;
+        }
+        self.tampered_opened += other.tampered_opened;
+        self.prekey_messages += other.prekey_messages;
+        self.sessions_started += other.sessions_started;
+        self.turns += other.turns;
+        self.overtaken += other.overtaken;
+        self.offline_periods += other.offline_periods;
+        self.restarts += other.restarts;
+        self.longest_queue = self.longest_queue.max(other.longest_queue);
+        self.most_epochs = self.most_epochs.max(other.most_epochs);
+        self.all_epochs += other.all_epochs;
+        self.digest ^= other.digest;
+    }
+
     /// How many damaged messages were refused.
     pub(crate) fn tampered(&self) -> usize {
         self.tampered_refused.values().sum()
@@ -282,7 +323,7 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} sent ({} prekey), {} opened, {} dropped, {} duplicates and {} damaged refused, {} overtaken, \
-             {} turns, {} sessions, {} offline periods, {} restarts, {} waiting at most",
+             {} turns, {} sessions, {} offline periods, {} restarts, {} waiting at most, {} epochs ({} in one session)",
             self.sent,
             self.prekey_messages,
             self.opened,
@@ -295,6 +336,8 @@ impl fmt::Display for Summary {
             self.offline_periods,
             self.restarts,
             self.longest_queue,
+            self.all_epochs,
+            self.most_epochs,
         )
     }
 }
@@ -307,6 +350,10 @@ struct Sent {
     message: Message,
     /// Counts the sender's turns, and so bounds its ratchet steps from above.
     turn: usize,
+    /// Which session it belongs to, by the number of its start.
+    session: usize,
+    /// Field 5 of a message of version 4.
+    header: Option<PostQuantumHeader>,
     opened: bool,
 }
 
@@ -318,6 +365,8 @@ struct Link {
     turned: bool,
     turn: usize,
     newest_delivered: usize,
+    /// The session the sender sends on: the one it started or opened a message of last.
+    session: usize,
 }
 
 /// The network: parties, what is under way, and the ledger.
@@ -331,6 +380,8 @@ pub(crate) struct Network {
     under_way: Vec<usize>,
     offline_until: Vec<usize>,
     next_sender: Option<(usize, usize)>,
+    /// For each party and session, the highest epoch its post-quantum ratchet may be in.
+    reached: BTreeMap<(usize, usize), u64>,
     step: usize,
     trace: VecDeque<String>,
     summary: Summary,
@@ -350,6 +401,7 @@ impl Network {
             under_way: Vec::new(),
             offline_until: vec![0; count],
             next_sender: None,
+            reached: BTreeMap::new(),
             step: 0,
             trace: VecDeque::new(),
             summary: Summary {
@@ -410,6 +462,15 @@ impl Network {
         if lost > 0 || self.summary.opened + self.summary.dropped != self.summary.sent {
             return Err(self.violation(Fault::Lost(lost)));
         }
+        let mut epochs: BTreeMap<usize, u64> = BTreeMap::new();
+        for sent in &self.ledger {
+            if let Some(header) = sent.header {
+                let epoch = epochs.entry(sent.session).or_insert(1);
+                *epoch = header.epoch.max(*epoch);
+            }
+        }
+        self.summary.most_epochs = epochs.values().max().map_or(0, |epoch| epoch - 1);
+        self.summary.all_epochs = epochs.values().map(|epoch| epoch - 1).sum();
         Ok(self.summary)
     }
 
@@ -461,6 +522,7 @@ impl Network {
         let link = &mut self.links[from][to];
         link.has_session = true;
         link.turned = true;
+        link.session = self.summary.sessions_started;
         Ok(())
     }
 
@@ -490,6 +552,9 @@ impl Network {
         if !self.links[from][to].has_session {
             self.start_session(from, to)?;
         }
+        while let Some(copy) = self.about_to_expire(from, to) {
+            self.deliver(copy)?;
+        }
         let number = self.ledger.len();
         let padding = self.rng.below(200);
         let mut text = format!("message {number} from {from} to {to} ").into_bytes();
@@ -504,7 +569,11 @@ impl Network {
             link.turn += 1;
             self.summary.turns += 1;
         }
-        let turn = link.turn;
+        let (turn, session) = (link.turn, link.session);
+        let header = match message.kind {
+            MessageType::PreKey => PostQuantumHeader::of_prekey(&message.body),
+            MessageType::Ordinary => PostQuantumHeader::of_ordinary(&message.body),
+        };
         self.summary.sent += 1;
         if message.kind == MessageType::PreKey {
             self.summary.prekey_messages += 1;
@@ -515,6 +584,8 @@ impl Network {
             text,
             message,
             turn,
+            session,
+            header,
             opened: false,
         });
         if self.rng.chance(self.behaviour.drop) {
@@ -557,6 +628,18 @@ impl Network {
             })
             .min_by_key(|&copy| self.ledger[self.under_way[copy]].turn);
         Some(due.unwrap_or(chosen))
+    }
+
+    /// A copy under way to `by` that will no longer open once `by` has sent its next message to `from`: sending in an epoch
+    /// of the post-quantum ratchet ends what was sent two epochs before. Only what `by` has heard can have moved it on.
+    fn about_to_expire(&self, by: usize, from: usize) -> Option<usize> {
+        let session = self.links[by][from].session;
+        let reached = *self.reached.get(&(by, session))?;
+        self.under_way.iter().position(|&number| {
+            let sent = &self.ledger[number];
+            (sent.from, sent.to, sent.session) == (from, by, session)
+                && sent.header.is_some_and(|header| header.epoch + 1 < reached)
+        })
     }
 
     fn deliver(&mut self, copy: usize) -> Result<(), Violation> {
@@ -629,10 +712,17 @@ impl Network {
         }
         sent.opened = true;
         let answer = (sent.to, sent.from);
+        let session = sent.session;
+        if let Some(header) = sent.header {
+            let ends = u64::from(header.payload == PostQuantumHeader::CT2);
+            let reached = self.reached.entry((answer.0, session)).or_insert(1);
+            *reached = (header.epoch + ends).max(*reached);
+        }
         self.summary.opened += 1;
         let link = &mut self.links[answer.0][answer.1];
         link.has_session = true;
         link.turned = true;
+        link.session = session;
         self.next_sender = Some(answer);
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! A device of the official client as a party of the simulated network.
 
 use super::network::{Party, Reason, address};
-use super::peer::{Bundle, BundleOptions, Message, Peer, PeerError, PeerParty};
+use super::peer::{Bundle, BundleOptions, Message, Peer, PeerError, PeerParty, Release};
 
 /// A device of the official client.
 pub(crate) struct OfficialParty {
     device: PeerParty,
     options: BundleOptions,
     compares: bool,
+    release: Release,
 }
 
 impl OfficialParty {
@@ -17,6 +18,7 @@ impl OfficialParty {
             device: peer.create_identity(&address(index)),
             options,
             compares: true,
+            release: peer.release(),
         }
     }
 
@@ -63,7 +65,7 @@ impl Party for OfficialParty {
 
     /// 0.60 remembers the identity a prekey message names even if the message turns out to be forged.
     fn survives_damaged_outer_fields(&self) -> bool {
-        false
+        self.release != Release::V0_60
     }
 }
 

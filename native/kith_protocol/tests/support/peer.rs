@@ -154,8 +154,11 @@ impl Bundle {
 pub(crate) struct BundleOptions {
     pub(crate) one_time: bool,
     pub(crate) kyber: bool,
+    /// Whether the Kyber prekey is used once, or is one of last resort.
+    pub(crate) kyber_one_time: bool,
     pub(crate) prekey_id: Option<u32>,
     pub(crate) signed_prekey_id: Option<u32>,
+    pub(crate) kyber_prekey_id: Option<u32>,
 }
 
 impl BundleOptions {
@@ -163,14 +166,30 @@ impl BundleOptions {
     pub(crate) const X3DH: Self = Self {
         one_time: true,
         kyber: false,
+        kyber_one_time: false,
         prekey_id: None,
         signed_prekey_id: None,
+        kyber_prekey_id: None,
     };
 
     /// A bundle of version 3 after the one-time prekeys ran out.
     pub(crate) const X3DH_WITHOUT_ONE_TIME: Self = Self {
         one_time: false,
         ..Self::X3DH
+    };
+
+    /// A bundle of version 4, with one-time prekeys of both kinds.
+    pub(crate) const PQXDH: Self = Self {
+        kyber: true,
+        kyber_one_time: true,
+        ..Self::X3DH
+    };
+
+    /// A bundle of version 4 after the one-time prekeys ran out.
+    pub(crate) const PQXDH_LAST_RESORT: Self = Self {
+        one_time: false,
+        kyber_one_time: false,
+        ..Self::PQXDH
     };
 }
 
@@ -246,6 +265,8 @@ pub(crate) struct SessionStateInfo {
     pub(crate) receiver_chains: Vec<ReceiverChainInfo>,
     pub(crate) local_registration_id: u32,
     pub(crate) remote_registration_id: u32,
+    /// The state and epoch of the post-quantum ratchet.
+    pub(crate) spqr: Option<(String, u64)>,
 }
 
 impl SessionStateInfo {
@@ -271,6 +292,10 @@ impl SessionStateInfo {
                 .collect(),
             local_registration_id: number(value, "local_registration_id"),
             remote_registration_id: number(value, "remote_registration_id"),
+            spqr: value["spqr"]["state"].as_str().map(|state| {
+                let epoch = value["spqr"]["epoch"].as_u64().expect("an epoch");
+                (state.to_owned(), epoch)
+            }),
         }
     }
 }
@@ -310,6 +335,7 @@ impl Snapshot {
 }
 
 struct Process {
+    release: Release,
     child: Child,
     input: ChildStdin,
     replies: Receiver<String>,
@@ -378,6 +404,7 @@ impl Peer {
             }
         });
         Ok(Self(Rc::new(RefCell::new(Process {
+            release,
             child,
             input,
             replies,
@@ -421,6 +448,11 @@ impl Peer {
             .unwrap_or_else(|error| panic!("{method}: {error}"))
     }
 
+    /// The release the process runs.
+    pub(crate) fn release(&self) -> Release {
+        self.0.borrow().release
+    }
+
     /// The version of the official client's package.
     pub(crate) fn version(&self) -> String {
         self.expect("info", json!({}))["version"]
@@ -450,13 +482,15 @@ impl Peer {
         )
     }
 
+    fn next_party(&self) -> String {
+        let mut process = self.0.borrow_mut();
+        let party = format!("party-{}", process.next_party);
+        process.next_party += 1;
+        party
+    }
+
     fn create(&self, address: &PeerAddress, mut params: Value) -> PeerParty {
-        let party = {
-            let mut process = self.0.borrow_mut();
-            let party = format!("party-{}", process.next_party);
-            process.next_party += 1;
-            party
-        };
+        let party = self.next_party();
         params["party"] = json!(party);
         params["name"] = json!(address.name);
         params["device_id"] = json!(address.device_id);
@@ -603,21 +637,37 @@ impl PeerParty {
 
     /// Makes keys and publishes them.
     pub(crate) fn publish_bundle(&self, options: BundleOptions) -> Bundle {
-        let mut params = json!({"one_time": options.one_time, "kyber": options.kyber});
+        let mut params = json!({
+            "one_time": options.one_time,
+            "kyber": options.kyber,
+            "kyber_one_time": options.kyber_one_time,
+        });
         if let Some(id) = options.prekey_id {
             params["prekey_id"] = json!(id);
         }
         if let Some(id) = options.signed_prekey_id {
             params["signed_prekey_id"] = json!(id);
         }
+        if let Some(id) = options.kyber_prekey_id {
+            params["kyber_prekey_id"] = json!(id);
+        }
         Bundle::read(&self.expect("publish_bundle", params)["bundle"])
     }
 
     /// Adds private prekeys from records (`id`, `record` of the vectors).
-    pub(crate) fn import_prekeys(&self, prekeys: &Value, signed_prekeys: &Value) {
+    pub(crate) fn import_prekeys(
+        &self,
+        prekeys: &Value,
+        signed_prekeys: &Value,
+        kyber_prekeys: &Value,
+    ) {
         self.expect(
             "import_prekeys",
-            json!({"prekeys": prekeys, "signed_prekeys": signed_prekeys}),
+            json!({
+                "prekeys": prekeys,
+                "signed_prekeys": signed_prekeys,
+                "kyber_prekeys": kyber_prekeys,
+            }),
         );
     }
 
@@ -630,6 +680,14 @@ impl PeerParty {
                     .and_then(|id| id.try_into().ok())
                     .expect("an id")
             })
+            .collect()
+    }
+
+    /// The ids of the Kyber prekeys that sessions were made from, in order.
+    pub(crate) fn used_kyber_prekeys(&self) -> Vec<u32> {
+        elements(&self.expect("export_prekeys", json!({}))["used_kyber_prekeys"])
+            .iter()
+            .map(|row| number(row, "kyber_prekey_id"))
             .collect()
     }
 
@@ -753,6 +811,16 @@ impl PeerParty {
     /// Removes this device from the process.
     pub(crate) fn forget(&self) {
         self.expect("drop_party", json!({}));
+    }
+
+    /// A device that goes on from where this one is, beside it.
+    pub(crate) fn twin(&self) -> Self {
+        let twin = Self {
+            party: self.peer.next_party(),
+            ..self.clone()
+        };
+        twin.restore(&self.snapshot());
+        twin
     }
 
     /// Puts this device back to a snapshot.

@@ -91,7 +91,8 @@ pub(crate) struct Outer {
     pub(crate) registration_id: u32,
     pub(crate) signed_prekey_id: u32,
     /// Fields 7 and 8, of version 4.
-    pub(crate) has_kyber: bool,
+    pub(crate) kyber_prekey_id: Option<u32>,
+    pub(crate) kyber_ciphertext: Option<Vec<u8>>,
 }
 
 impl Outer {
@@ -126,7 +127,6 @@ impl Outer {
                 .collect::<Option<Vec<_>>>()
                 .map(|values| values.last().cloned()),
         };
-        let kyber = (number(7)?, bytes(8)?);
         Some(Self {
             version: version >> 4,
             low_nibble: version & 15,
@@ -136,7 +136,59 @@ impl Outer {
             message: bytes(4)??,
             registration_id: number(5)?.unwrap_or(0),
             signed_prekey_id: number(6)??,
-            has_kyber: kyber.0.is_some() || kyber.1.is_some(),
+            kyber_prekey_id: number(7)?,
+            kyber_ciphertext: bytes(8)?,
         })
+    }
+
+    /// Whether either Kyber field is there.
+    pub(crate) fn has_kyber(&self) -> bool {
+        self.kyber_prekey_id.is_some() || self.kyber_ciphertext.is_some()
+    }
+}
+
+/// What field 5 of a message of version 4 says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PostQuantumHeader {
+    /// The epoch the sender's braid is in.
+    pub(crate) epoch: u64,
+    /// The place of the key in the chain of the epoch before.
+    pub(crate) index: u64,
+    /// The type of the payload.
+    pub(crate) payload: u8,
+    /// The number of the chunk, in the types that carry one.
+    pub(crate) chunk: Option<u64>,
+}
+
+impl PostQuantumHeader {
+    /// The payload of the last step of an epoch: a part of the second half of the ciphertext.
+    pub(crate) const CT2: u8 = 6;
+
+    /// Reads the header of an ordinary message; `None` where there is none.
+    pub(crate) fn of_ordinary(body: &[u8]) -> Option<Self> {
+        let inside = body.get(1..body.len().checked_sub(8)?)?;
+        let Some(Value::Bytes(field)) = fields(inside)?.remove(&5)?.pop() else {
+            return None;
+        };
+        let mut at = 1;
+        let epoch = varint(&field, &mut at)?;
+        let index = varint(&field, &mut at)?;
+        let payload = *field.get(at)?;
+        at += 1;
+        let chunk = match payload {
+            1 | 2 | 3 | 5 | 6 => Some(varint(&field, &mut at)?),
+            _ => None,
+        };
+        Some(Self {
+            epoch,
+            index,
+            payload,
+            chunk,
+        })
+    }
+
+    /// Reads the header of the message inside a prekey message.
+    pub(crate) fn of_prekey(body: &[u8]) -> Option<Self> {
+        Self::of_ordinary(&Outer::parse(body)?.message)
     }
 }

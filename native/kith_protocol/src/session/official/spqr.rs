@@ -283,9 +283,11 @@ impl ChainFields {
             .checked_add(1)
             .and_then(|end| end.checked_sub(count))
             .ok_or(RecordError::Damaged)?;
-        let epochs = (oldest..)
-            .zip(&self.epochs)
-            .map(|(number, fields)| {
+        let epochs = self
+            .epochs
+            .iter()
+            .zip(oldest..)
+            .map(|(fields, number)| {
                 let sending = fields.sending.as_ref().ok_or(RecordError::Damaged)?;
                 let receiving = fields.receiving.as_ref().ok_or(RecordError::Damaged)?;
                 Ok(Epoch {
@@ -319,9 +321,11 @@ impl ChainFields {
         Self {
             direction: direction(chain.side),
             current_epoch: chain.current_epoch,
-            epochs: (chain.oldest()..)
-                .zip(&chain.epochs)
-                .map(|(number, epoch)| EpochFields {
+            epochs: chain
+                .epochs
+                .iter()
+                .zip(chain.oldest()..)
+                .map(|(epoch, number)| EpochFields {
                     sending: Some(match &epoch.sending {
                         SendingHalf::Open(half) => HalfFields::write(half),
                         SendingHalf::Closed { index } => HalfFields {
