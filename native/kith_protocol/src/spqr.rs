@@ -74,9 +74,13 @@ impl Spqr {
         }
     }
 
-    /// Whether the parts fit one another: the chain has the secrets the braid has made.
+    /// Whether the parts fit one another: the chain has the secrets the braid has made, and the initiator
+    /// makes the keys of the odd epochs.
     pub(crate) fn is_consistent(&self) -> bool {
+        let is_odd = !self.braid.turn().epoch.is_multiple_of(2);
+        let is_initiator = self.chain.side == Side::Initiator;
         self.chain.current_epoch == self.braid.newest_secret()
+            && self.braid.is_key_side() == (is_odd == is_initiator)
     }
 
     /// Whether this is the side that was written to, and no secret but that of the handshake was used yet.

@@ -558,20 +558,39 @@ fn an_official_record_beyond_the_limits_is_refused() {
     assert_eq!(with(&|_| {}), Ok(()));
     let archive = |count: usize| {
         move |record: &mut Record| {
-            let session = record.previous[0].clone();
-            record.previous = vec![session; count];
+            let session = SessionState::decode(record.previous[0].as_slice()).unwrap();
+            record.previous = (0..count)
+                .map(|number| {
+                    let mut session = session.clone();
+                    session.base_key[1] = u8::try_from(number).unwrap();
+                    session.encode_to_vec()
+                })
+                .collect();
         }
     };
     assert_eq!(with(&archive(40)), Ok(()));
     assert_eq!(with(&archive(41)), damaged);
     assert_eq!(
-        with(&|record| {
-            let chain = record.session().receiving[0].clone();
-            record.session().receiving.push(chain);
-        }),
+        with(&|record| record.previous = vec![record.previous[0].clone(); 2]),
         damaged,
-        "six chains"
+        "one session twice"
     );
+    let chains = |count: usize, change: u8| {
+        with(&|record| {
+            let receiving = &mut record.session().receiving;
+            while receiving.len() < count {
+                let mut chain = receiving[0].clone();
+                chain.public[1] ^= change * u8::try_from(receiving.len()).unwrap();
+                chain.message_keys.clear();
+                receiving.push(chain);
+            }
+            receiving.truncate(count);
+        })
+    };
+    assert_eq!(chains(5, 1), Ok(()));
+    assert_eq!(chains(6, 1), damaged, "six chains");
+    assert_eq!(chains(2, 1), Ok(()));
+    assert_eq!(chains(6, 0), damaged, "one chain twice");
     for count in [2_000, 2_001] {
         let result = with(&|record| {
             let chain = record

@@ -24,7 +24,7 @@ use support::pair::{OURS, Pair, Sent, THEIRS, identity_record, private_of};
 use support::peer::{BundleOptions, MessageType, Peer, Release, TrustPolicy};
 
 /// Messages of the long run unless the environment says otherwise.
-const MESSAGES: usize = 20_000;
+const MESSAGES: usize = 8_000;
 
 fn new_pair(seed: u64) -> Pair {
     Pair::new(Release::V0_60, seed)

@@ -132,13 +132,15 @@ fn identities_signatures_and_safety_numbers_go_through_the_harness() {
 
 #[test]
 fn the_official_client_keeps_the_rules_of_the_simulated_network() {
-    for (release, kinds) in [
+    for (release, messages, kinds) in [
         (
             Release::V0_60,
+            150,
             [BundleOptions::X3DH, BundleOptions::X3DH_WITHOUT_ONE_TIME],
         ),
         (
             Release::V0_103,
+            70,
             [BundleOptions::PQXDH, BundleOptions::PQXDH_LAST_RESORT],
         ),
     ] {
@@ -152,7 +154,7 @@ fn the_official_client_keeps_the_rules_of_the_simulated_network() {
                 })
                 .collect();
             let summary = Network::new(parties, behaviour, rng.fork())
-                .run(150)
+                .run(messages)
                 .unwrap();
             println!("{release:?}, {}: {summary}", behaviour.name);
         }

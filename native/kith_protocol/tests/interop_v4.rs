@@ -281,6 +281,7 @@ fn prekey_ids_at_the_ends_of_their_range_work_in_both_roles() {
         // An unacknowledged session with such an id goes through a record and back.
         pair.we_start(BundleOptions {
             signed_prekey_id: Some(id),
+            kyber_prekey_id: Some(id),
             ..BundleOptions::PQXDH_LAST_RESORT
         });
         let record = pair.ours.export(&pair.them);
@@ -666,7 +667,12 @@ fn a_session_moves_in_either_direction_in_every_state_of_its_post_quantum_ratche
                         let third = pair.theirs.twin();
                         third.import_session(&pair.at_ours, &back).unwrap();
                         let mut third = Theirs(third, pair.at_ours.clone());
-                        an_epoch_further(&mut third, &mut twin);
+                        for text in [b"back", b"home"] {
+                            let message = third.say(text);
+                            assert_eq!(twin.hear(&message), text);
+                            let message = twin.say(text);
+                            assert_eq!(third.hear(&message), text);
+                        }
                         third.0.forget();
                     }
                 }

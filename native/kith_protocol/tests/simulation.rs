@@ -15,7 +15,7 @@ use support::ours::{Device, Loading, Observed, OurParty};
 const MESSAGES: usize = 300;
 
 /// Networks of each size for a behaviour, in version 3 and in version 4.
-const SEEDS: [(Version, usize); 2] = [(Version::V3, 8), (Version::V4, 4)];
+const SEEDS: [(Version, usize); 2] = [(Version::V3, 6), (Version::V4, 3)];
 
 fn network(version: Version, behaviour: Behaviour, parties: usize, seed: u64) -> Network {
     let mut rng = SeededRng::new(seed);

@@ -2,6 +2,8 @@
 
 mod spqr;
 
+use std::collections::BTreeSet;
+
 use prost::Message as _;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
@@ -173,6 +175,14 @@ impl OfficialRecord {
             fields.erase();
             archived.push(session?);
         }
+        let mut ids = BTreeSet::new();
+        if !current
+            .iter()
+            .chain(&archived)
+            .all(|session| ids.insert(session.id()))
+        {
+            return Err(RecordError::Damaged);
+        }
         Ok(Self {
             sessions: SessionRecord::from_parts(current, Some(archived)),
             entries,
@@ -228,7 +238,13 @@ impl SessionFields {
             .receiving
             .iter()
             .map(|chain| chain.read_receiving(id, entries))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        for (at, chain) in receiving.iter().enumerate() {
+            let is_same = |other: &ReceivingChain| other.ratchet_key == chain.ratchet_key;
+            if receiving[..at].iter().any(is_same) {
+                return Err(RecordError::Damaged);
+            }
+        }
         let kyber = self
             .pending_kyber
             .as_ref()

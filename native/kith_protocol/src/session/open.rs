@@ -369,11 +369,7 @@ struct PostQuantum<'a> {
 
 impl<'a> PostQuantum<'a> {
     /// Whether the session can have a key for the message; nothing is computed yet.
-    fn new(
-        spqr: &'a Spqr,
-        message: &SignalMessage,
-        may_lack_key: bool,
-    ) -> Result<Self, Refusal> {
+    fn new(spqr: &'a Spqr, message: &SignalMessage, may_lack_key: bool) -> Result<Self, Refusal> {
         let message = message.post_quantum().map_err(|_| Refusal::Invalid)?;
         if message.position().is_none() && !may_lack_key {
             return Err(Refusal::Invalid);

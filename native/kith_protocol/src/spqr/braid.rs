@@ -253,6 +253,18 @@ impl Braid {
         }
     }
 
+    /// Whether this side makes the keys of the epoch, and not the ciphertext.
+    pub(crate) const fn is_key_side(&self) -> bool {
+        matches!(
+            self,
+            Self::KeysUnsampled(_)
+                | Self::KeysSampled(_)
+                | Self::HeaderSent(_)
+                | Self::Ct1Received(_)
+                | Self::EkSentCt1Received(_)
+        )
+    }
+
     /// The name of the state in the specification.
     pub(crate) const fn name(&self) -> &'static str {
         match self {

@@ -16,6 +16,13 @@ const ADD_EPOCH_LABEL: &[u8] = b"Signal PQ Ratchet V1 Chain Add Epoch";
 /// HKDF info of a step, behind the counter.
 const NEXT_LABEL: &[u8] = b"Signal PQ Ratchet V1 Chain Next";
 
+/// Epochs there are at once at most: the one sent in, the one before, and the next one, whose secret is there
+/// before anything is sent in it.
+pub(crate) const MAX_EPOCHS: usize = 3;
+
+/// The highest epoch of a state that is read. Nobody gets there, and behind it numbers would end.
+const MAX_EPOCH: u64 = u64::MAX / 2;
+
 /// Which of the two devices this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -229,7 +236,8 @@ impl KeyChain {
     pub(crate) fn is_consistent(&self) -> bool {
         let at = self.position(self.send_epoch);
         let open = |epoch: &Epoch| epoch.sending.open().is_some();
-        self.current_epoch.checked_add(1).is_some()
+        self.current_epoch <= MAX_EPOCH
+            && self.epochs.len() <= MAX_EPOCHS
             && u64::try_from(self.epochs.len()).is_ok_and(|count| count <= self.current_epoch + 1)
             && at.is_ok_and(|at| at <= 1 && self.epochs.iter().skip(at).all(open))
     }

@@ -1094,7 +1094,6 @@ pub(crate) fn decrypt_reason(error: &DecryptError) -> Reason {
         DecryptError::UnknownPreKey(_, _) => Reason::UnknownPreKey,
         DecryptError::UnsupportedVersion(_) => Reason::UnsupportedVersion,
         DecryptError::UntrustedIdentity => Reason::UntrustedIdentity,
-        DecryptError::Damaged => panic!("what was stored is there"),
         DecryptError::NotLoaded(part) => panic!("{part:?} was loaded"),
     }
 }

@@ -13,7 +13,7 @@ use crate::spqr::braid::{
     EkReceivedCt1Sampled, EkSentCt1Received, HEADER_AND_MAC_LEN, HeaderReceived, HeaderSent,
     KeysSampled, KeysUnsampled, NoHeaderReceived, Turn,
 };
-use crate::spqr::chain::{Epoch, Half, KeyChain, SendingHalf, Side};
+use crate::spqr::chain::{Epoch, Half, KeyChain, MAX_EPOCHS, SendingHalf, Side};
 use crate::spqr::decoder::{CHUNKS_PER_PAGE, Decoder};
 use crate::spqr::erasure::CHUNK_LEN;
 use crate::spqr::kem::{
@@ -24,9 +24,6 @@ use crate::spqr::message::IndexedChunk;
 
 /// The format of a braid.
 pub(super) const FORMAT: u8 = 1;
-
-/// Epochs of the key chain that are stored at most: the one sent in, the one before, the one after.
-const MAX_EPOCHS: usize = 3;
 
 const EPOCH_LEN: usize = 1 + 36 + 36 + 2;
 

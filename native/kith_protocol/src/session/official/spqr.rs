@@ -238,10 +238,11 @@ pub(super) fn write(spqr: &Spqr, session: SessionId, entries: &MemoryEntries) ->
         minimum_version: MINIMUM_VERSION,
         limits: Some(LimitFields::default()),
     });
-    let untouched = chain.epochs.iter().all(|epoch| {
-        matches!(&epoch.sending, SendingHalf::Open(half) if half.index == 0)
-            && epoch.receiving.index == 0
-    });
+    let untouched = chain.current_epoch == 0
+        && chain.epochs.iter().all(|epoch| {
+            matches!(&epoch.sending, SendingHalf::Open(half) if half.index == 0)
+                && epoch.receiving.index == 0
+        });
     let mut fields = Fields {
         negotiation,
         chain: if auth_key.is_some() && untouched {
