@@ -20,10 +20,10 @@ mod stages;
 mod tape;
 
 use kith_protocol::{
-    BundleError, Entry, EntryGroup, EntryLookup, Fingerprint, IdentityKey, InitiateError,
-    KyberKeyPair, KyberPreKeyPublic, KyberPublicKey, LocalDevice, OfficialRecord, PreKeyBundle,
-    PreKeySignalMessage, PrivateKey, PublicKey, Session, SessionRecord, SignalMessage,
-    SkippedKeyFormat, TrustOnFirstUse, Version,
+    BundleError, Entry, EntryGroup, EntryLookup, Fingerprint, IdentityKey, IdentityKeyPair,
+    InitiateError, KyberKeyPair, KyberPreKeyPublic, KyberPublicKey, LocalDevice, OfficialRecord,
+    PreKeyBundle, PreKeySignalMessage, PrivateKey, PublicKey, Session, SessionRecord,
+    SignalMessage, SkippedKeyFormat, TrustOnFirstUse, Version,
 };
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -309,8 +309,13 @@ pub(crate) fn kyber_key(data: &[u8]) {
     }
 }
 
-/// Curve25519 keys and signatures: what is read is written again; whatever the key, agreeing and verifying end.
+/// Curve25519 keys, pairs and signatures: what is read is written again; whatever the key, agreeing and verifying end.
 pub(crate) fn public_key(data: &[u8]) {
+    if let Some(pair) = IdentityKeyPair::from_official(data) {
+        assert_eq!(data[2..35], pair.identity_key().to_bytes());
+        let again = IdentityKeyPair::from_private_key(pair.private_key().clone());
+        assert_eq!(again, pair);
+    }
     let (key, rest) = data.split_at(data.len().min(33));
     let Ok(public) = PublicKey::from_bytes(key) else {
         assert!(IdentityKey::from_bytes(key).is_err());

@@ -268,6 +268,14 @@ fn public_keys() -> Vec<(String, Vec<u8>)> {
             [identity.as_slice(), &signature].concat(),
             vec![6; 33],
             vec![5; 32],
+            // A pair as Signal's own library stores it.
+            [
+                &[0x0a, 33],
+                identity.as_slice(),
+                &[0x12, 32],
+                STAGES.fresh.identity.private_key().as_bytes(),
+            ]
+            .concat(),
         ],
     )
 }
