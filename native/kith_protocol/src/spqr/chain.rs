@@ -546,6 +546,70 @@ mod tests {
     }
 
     #[test]
+    fn what_a_jump_passes_over_is_computed_only_as_far_as_it_is_kept() {
+        let (_, mut theirs) = pair();
+        let received = theirs.receive(0, MOST_SKIPPED + 1_000).unwrap();
+        let Received::Forward { skipped, .. } = &received else {
+            panic!("it is ahead");
+        };
+        let indices = skipped.iter().map(|(index, _)| *index);
+        assert!(indices.eq(1_000..MOST_SKIPPED + 1_000));
+        let committed = theirs.commit(received);
+        assert_eq!(committed.added.len(), MOST_SKIPPED as usize);
+        assert_eq!(committed.evicted, None);
+    }
+
+    #[test]
+    fn how_far_a_key_is_ahead_is_known_without_hashing() {
+        let (_, mut theirs) = pair();
+        let received = theirs.receive(0, 10).unwrap();
+        theirs.commit(received);
+        assert_eq!(theirs.jump(0, 17), 7);
+        assert_eq!(theirs.jump(0, 10), 0);
+        assert_eq!(theirs.jump(0, 3), 0);
+        assert_eq!(theirs.jump(1, 17), 0);
+    }
+
+    #[test]
+    fn only_what_sending_and_adding_can_have_made_is_consistent() {
+        let (mut chain, _) = pair();
+        assert!(chain.is_consistent());
+        for epoch in 1..4 {
+            // The secret of an epoch is made by messages that have keys of the one before.
+            chain.send(epoch - 1).unwrap();
+            assert!(chain.is_consistent());
+            chain.add_epoch(epoch, &epoch_key(epoch)).unwrap();
+            assert!(chain.is_consistent());
+        }
+        let with = |change: &dyn Fn(&mut KeyChain)| {
+            let mut changed = chain.clone();
+            change(&mut changed);
+            changed.is_consistent()
+        };
+        assert!(!with(&|chain| chain.current_epoch = u64::MAX));
+        assert!(!with(&|chain| chain.current_epoch = 0));
+        assert!(!with(&|chain| chain.send_epoch = 3));
+        assert!(!with(&|chain| chain.send_epoch = 0));
+        assert!(!with(&|chain| chain.epochs.clear()));
+        assert!(!with(&|chain| chain
+            .epochs
+            .insert(0, chain.epochs[0].clone())));
+        assert!(!with(
+            &|chain| chain.epochs[1].sending = SendingHalf::Closed { index: 1 }
+        ));
+        // Far from the end of the numbers, and so close that one more would be too many.
+        let far = |epoch: u64| {
+            with(&|chain| {
+                chain.current_epoch = epoch;
+                chain.send_epoch = epoch - 1;
+            })
+        };
+        assert!(far(1 << 40));
+        assert!(far(MAX_EPOCH));
+        assert!(!far(MAX_EPOCH + 1));
+    }
+
+    #[test]
     fn an_epoch_keeps_2000_keys_and_the_lowest_go_first() {
         let (_, theirs) = pair();
         let mut theirs = Kept {

@@ -107,3 +107,81 @@ impl Decoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(index: u16) -> IndexedChunk {
+        let [_, low] = index.to_be_bytes();
+        IndexedChunk {
+            index,
+            data: [low; 32],
+        }
+    }
+
+    /// A message of `needed` chunks arrives; pages lie beside the decoder.
+    fn arrive(indices: &[u16], needed: usize) -> (Decoder, Vec<Page>, Option<Vec<u8>>) {
+        let mut decoder = Decoder::default();
+        let mut pages: Vec<Page> = Vec::new();
+        for &index in indices {
+            let load = |number: u32| {
+                pages
+                    .get(number as usize)
+                    .map_or(PageLookup::Absent, |page| PageLookup::Found(*page))
+            };
+            match decoder.receive(&chunk(index), needed, &load).unwrap() {
+                Arrival::Known => {}
+                Arrival::Partial(chunk) => {
+                    if let Some((number, page)) = decoder.add(chunk) {
+                        assert_eq!(number as usize, pages.len());
+                        pages.push(page);
+                    }
+                }
+                Arrival::Complete(whole) => return (decoder, pages, Some(whole)),
+            }
+        }
+        (decoder, pages, None)
+    }
+
+    #[test]
+    fn chunks_fill_pages_and_the_last_one_completes_the_whole() {
+        let (decoder, pages, whole) = arrive(&[4, 1, 1, 0, 4, 3, 2], 5);
+        assert_eq!(decoder.held, [4, 1, 0, 3]);
+        assert_eq!(decoder.loose, [chunk(3)]);
+        assert_eq!(decoder.pages(), 1);
+        assert_eq!(pages, [[chunk(4), chunk(1), chunk(0)]]);
+        let expected: Vec<u8> = (0..5).flat_map(|index| [index; 32]).collect();
+        assert_eq!(whole, Some(expected));
+    }
+
+    #[test]
+    fn a_chunk_that_is_here_counts_once() {
+        let (decoder, _, whole) = arrive(&[0, 1, 0, 1, 0, 1], 3);
+        assert_eq!(decoder.held, [0, 1]);
+        assert_eq!(whole, None);
+    }
+
+    #[test]
+    fn pages_that_are_not_loaded_are_asked_for_and_others_than_those_written_are_damage() {
+        let (decoder, pages, _) = arrive(&[0, 1, 2, 3], 5);
+        let last = chunk(4);
+        let receive = |load: &dyn Fn(u32) -> PageLookup| decoder.receive(&last, 5, load);
+        let damaged = Err(DecoderError::Damaged);
+        assert_eq!(
+            receive(&|_| PageLookup::NotLoaded),
+            Err(DecoderError::NotLoaded)
+        );
+        assert_eq!(receive(&|_| PageLookup::Absent), damaged);
+        let other = [pages[0][0], pages[0][1], chunk(9)];
+        assert_eq!(receive(&|_| PageLookup::Found(other)), damaged);
+        assert!(receive(&|_| PageLookup::Found(pages[0])).is_ok());
+        // A chunk that does not complete the whole needs none of them.
+        let (decoder, ..) = arrive(&[0, 1, 2], 5);
+        assert!(
+            decoder
+                .receive(&last, 5, &|_| PageLookup::NotLoaded)
+                .is_ok()
+        );
+    }
+}
