@@ -71,6 +71,8 @@ fn a_recorded_run_is_reproduced_byte_for_byte() {
     let auth_key = SecretBytes::copy_of(&auth_key);
     let mut a = Party::new(&auth_key, Side::Initiator);
     let mut b = Party::new(&auth_key, Side::Responder);
+    assert!(!a.spqr.is_responder_in_first_epoch());
+    assert!(b.spqr.is_responder_in_first_epoch());
     let mut sent: Vec<(Vec<u8>, SecretBytes)> = Vec::new();
     let mut states = BTreeSet::new();
     let steps = run["steps"].as_array().unwrap();
@@ -116,6 +118,8 @@ fn a_recorded_run_is_reproduced_byte_for_byte() {
             other => panic!("unknown step {other}"),
         }
     }
+    assert!(!a.spqr.is_responder_in_first_epoch());
+    assert!(!b.spqr.is_responder_in_first_epoch());
     assert!(steps.len() > 600);
     assert!(states.len() >= 9, "{states:?}");
 }
