@@ -123,3 +123,36 @@ fn a_recorded_run_is_reproduced_byte_for_byte() {
     assert!(steps.len() > 600);
     assert!(states.len() >= 9, "{states:?}");
 }
+
+#[test]
+fn only_parts_of_one_side_and_one_epoch_are_consistent() {
+    let auth_key = SecretBytes::copy_of(&[7; 32]);
+    let [initiator, responder] =
+        [Side::Initiator, Side::Responder].map(|side| Spqr::start(&auth_key, side));
+    assert!(initiator.is_consistent());
+    assert!(responder.is_consistent());
+    let crossed = Spqr {
+        braid: responder.braid,
+        ..initiator.clone()
+    };
+    assert!(!crossed.is_consistent());
+    let mut ahead = initiator;
+    ahead.chain.add_epoch(1, &auth_key).unwrap();
+    assert!(!ahead.is_consistent());
+}
+
+#[test]
+fn how_far_a_message_is_ahead_counts_in_its_own_chain() {
+    let auth_key = SecretBytes::copy_of(&[7; 32]);
+    let spqr = Spqr::start(&auth_key, Side::Responder);
+    let jump = |epoch, index| {
+        spqr.jump(&SpqrMessage {
+            epoch,
+            index,
+            payload: super::message::Payload::None,
+        })
+    };
+    assert_eq!(jump(1, 9), 9);
+    assert_eq!(jump(1, 0), 0);
+    assert_eq!(jump(2, 9), 0);
+}
