@@ -77,6 +77,9 @@ struct Pair {
     ben: Person,
     at_anna: SessionRecord,
     at_ben: SessionRecord,
+    /// What their sessions keep beside themselves.
+    annas: MemoryEntries,
+    bens: MemoryEntries,
 }
 
 impl Pair {
@@ -88,21 +91,30 @@ impl Pair {
             ben,
             at_anna,
             at_ben,
+            annas: MemoryEntries::default(),
+            bens: MemoryEntries::default(),
         }
     }
 
     fn decrypt(&mut self, rng: &mut ChaCha12Rng) -> u128 {
         let message = encrypt(&mut self.at_anna, &self.anna, &self.ben, rng);
-        let none = MemoryEntries::default();
         let (anna, ben) = (&self.anna, &self.ben);
-        time(|| ben.decrypt(&mut self.at_ben, anna, &message, &none, rng))
+        let mut decrypted = None;
+        let taken = time(|| {
+            decrypted = Some(ben.decrypt(&mut self.at_ben, anna, &message, &self.bens, rng));
+        });
+        if let Some(decrypted) = decrypted {
+            self.bens.apply(&decrypted.changes);
+        }
+        taken
     }
 
     fn decrypt_new_chain(&mut self, rng: &mut ChaCha12Rng) -> u128 {
-        let none = MemoryEntries::default();
         let answer = encrypt(&mut self.at_ben, &self.ben, &self.anna, rng);
-        self.anna
-            .decrypt(&mut self.at_anna, &self.ben, &answer, &none, rng);
+        let decrypted = self
+            .anna
+            .decrypt(&mut self.at_anna, &self.ben, &answer, &self.annas, rng);
+        self.annas.apply(&decrypted.changes);
         self.decrypt(rng)
     }
 

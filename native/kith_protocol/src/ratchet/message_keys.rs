@@ -88,3 +88,14 @@ impl fmt::Debug for MessageKeys {
         f.write_str("MessageKeys([secret])")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_nothing() {
+        let keys = MessageKeys::from_bytes(&[7; 80]);
+        assert_eq!(format!("{keys:?}"), "MessageKeys([secret])");
+    }
+}
