@@ -14,7 +14,7 @@ defmodule Kith.Migration do
   alias Kith.Error
   alias Kith.Store.Repo
 
-  @versions %{1 => Kith.Migration.V1}
+  @versions %{1 => Kith.Migration.V1, 2 => Kith.Migration.V2}
   @current Enum.max(Map.keys(@versions))
 
   @doc "The version this release needs."
@@ -26,23 +26,28 @@ defmodule Kith.Migration do
 
     * `:from` - the version the database has, default 0;
     * `:to` - the version it should get, default the current one;
-    * `:dialect` - `:postgres` (default) or `:sqlite`.
+    * `:dialect` - `:postgres` (default) or `:sqlite`;
+    * `:prefix` - the schema of PostgreSQL the tables are in, default the one the connection finds first.
 
   The first statement creates `signal_schema`, the last of each version records it.
   """
   @spec sql(keyword) :: [String.t()]
   def sql(options \\ []) do
-    options = Keyword.validate!(options, from: 0, to: @current, dialect: :postgres)
+    options = Keyword.validate!(options, from: 0, to: @current, dialect: :postgres, prefix: nil)
 
     [
       schema_table()
       | Enum.flat_map(steps(options[:from], options[:to]), &step(&1, options[:dialect]))
     ]
+    |> Enum.map(&Repo.qualify(&1, options[:prefix]))
   end
 
   @doc "The version a database has, 0 for none."
-  @spec migrated_version(Repo.repo()) :: {:ok, non_neg_integer} | {:error, Error.t()}
-  def migrated_version(repo) do
+  @spec migrated_version(Repo.repo() | module, keyword) ::
+          {:ok, non_neg_integer} | {:error, Error.t()}
+  def migrated_version(repo, options \\ []) do
+    repo = Repo.new(repo, options[:prefix])
+
     Repo.transaction(repo, fn ->
       Repo.execute(repo, schema_table(), [])
       {:ok, recorded(repo)}
@@ -50,8 +55,10 @@ defmodule Kith.Migration do
   end
 
   @doc "Brings a database to the current version."
-  @spec run(Repo.repo()) :: :ok | {:error, Error.t()}
-  def run(repo) do
+  @spec run(Repo.repo() | module, keyword) :: :ok | {:error, Error.t()}
+  def run(repo, options \\ []) do
+    repo = Repo.new(repo, options[:prefix])
+
     with {:ok, version} <- migrated_version(repo), :ok <- known(version) do
       Enum.reduce_while(steps(version, @current), :ok, fn step, :ok ->
         case apply_step(repo, step) do
@@ -72,11 +79,14 @@ defmodule Kith.Migration do
           {:error,
            Error.new(
              :storage,
-             "#{inspect(repo)} has version #{version} of Kith's tables and this release needs #{@current}; " <>
-               "run Kith.Migration.run(#{inspect(repo)}) in a migration"
+             "#{named(repo)} has version #{version} of Kith's tables and this release needs #{@current}; " <>
+               "run Kith.Migration.run(#{named(repo)}) in a migration"
            )}
     end
   end
+
+  defp named(%Repo{module: module}), do: inspect(module)
+  defp named(database), do: inspect(database)
 
   defp known(version) when version <= @current, do: :ok
 
@@ -100,7 +110,7 @@ defmodule Kith.Migration do
   end
 
   defp recorded(repo) do
-    [[version]] = Repo.rows(repo, "SELECT COALESCE(MAX(version), 0) FROM signal_schema", [])
+    [[version]] = Repo.rows(repo, "SELECT COALESCE(MAX(version), 0) FROM kith.signal_schema", [])
     version
   end
 
@@ -108,11 +118,11 @@ defmodule Kith.Migration do
 
   defp step(version, dialect) do
     Map.fetch!(@versions, version).up(bytes(dialect)) ++
-      ["INSERT INTO signal_schema (version) VALUES (#{version})"]
+      ["INSERT INTO kith.signal_schema (version) VALUES (#{version})"]
   end
 
   defp schema_table,
-    do: "CREATE TABLE IF NOT EXISTS signal_schema (version BIGINT NOT NULL PRIMARY KEY)"
+    do: "CREATE TABLE IF NOT EXISTS kith.signal_schema (version BIGINT NOT NULL PRIMARY KEY)"
 
   defp bytes(:sqlite), do: "BLOB"
   defp bytes(:postgres), do: "BYTEA"

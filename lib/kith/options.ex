@@ -26,6 +26,8 @@ defmodule Kith.Options do
       the working directory.
     * `:repo` - instead of `:database`, an Ecto repository on PostgreSQL, or any module with `query/3` and
       `transaction/2` of the same shape.
+    * `:prefix` - with `:repo`, the schema of PostgreSQL the tables are in. Default: the one the connection finds
+      first.
     * `:synchronous` - `:full` (default) or `:normal`, for the embedded database. With `:normal` a power cut
       may undo the last commits, and with them a ratchet step whose ciphertext is already out: that
       message key would be used twice. A crash of the VM alone is safe with both.
@@ -63,6 +65,7 @@ defmodule Kith.Options do
             keys: nil,
             database: "kith.db",
             repo: nil,
+            prefix: nil,
             synchronous: :full,
             minimum_version: 4,
             one_time_prekeys: 100,
@@ -80,6 +83,7 @@ defmodule Kith.Options do
           keys: keyword,
           database: Path.t(),
           repo: nil | module,
+          prefix: nil | String.t(),
           synchronous: :full | :normal,
           minimum_version: 3 | 4,
           one_time_prekeys: 1..1000,
@@ -177,6 +181,7 @@ defmodule Kith.Options do
       keys: {:custom, &keys/1},
       database: :text,
       repo: {:module, [query: 3, transaction: 2]},
+      prefix: {:custom, &prefix/1},
       synchronous: {:one_of, [:full, :normal]},
       minimum_version: {:one_of, [3, 4]},
       one_time_prekeys: {:integer, 1..1000},
@@ -209,6 +214,14 @@ defmodule Kith.Options do
        "expected :replenish_below to be at most :one_time_prekeys (#{target}), got: #{below}"}
 
   defp threshold(_), do: :ok
+
+  defp prefix(prefix) do
+    if is_binary(prefix) and prefix =~ ~r/\A[a-z_][a-z0-9_]{0,62}\z/,
+      do: :ok,
+      else:
+        {:error,
+         "expected :prefix to be the name of a schema: lower case letters, digits and _, at most 63"}
+  end
 
   # No message below prints a value: a key may stand in any place by mistake.
   defp keys(keys) do

@@ -4,6 +4,7 @@ defmodule Kith.Supervisor do
   use Supervisor
 
   alias Kith.{Instance, Native, Options, Replenisher}
+  alias Kith.Store.Repo
 
   def start_link(given) do
     options = Options.new!(given)
@@ -33,7 +34,10 @@ defmodule Kith.Supervisor do
 
   def init({options, vault}) do
     Supervisor.init(
-      [{Instance.Keeper, {options, vault, options.repo}}, {Replenisher, options.name}],
+      [
+        {Instance.Keeper, {options, vault, Repo.new(options.repo, options.prefix)}},
+        {Replenisher, options.name}
+      ],
       strategy: :rest_for_one
     )
   end

@@ -83,7 +83,8 @@ defmodule Kith.Case do
   def dump(name) do
     for table <-
           ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions
-                    signal_braids signal_archived_sessions signal_session_entries signal_base_keys),
+                    signal_braids signal_archived_sessions signal_session_entries signal_base_keys
+                    signal_threads signal_archived_messages),
         into: %{} do
       {table, Enum.sort(sql!(name, "SELECT * FROM #{table}"))}
     end

@@ -6,14 +6,14 @@ defmodule Kith.Migration.V1 do
   def up(bytes) do
     [
       """
-      CREATE TABLE signal_accounts (
+      CREATE TABLE kith.signal_accounts (
         user_id TEXT NOT NULL PRIMARY KEY,
         data_key #{bytes} NOT NULL,
         created_at BIGINT NOT NULL
       )
       """,
       """
-      CREATE TABLE signal_identity_keys (
+      CREATE TABLE kith.signal_identity_keys (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         registration_id BIGINT NOT NULL,
@@ -26,7 +26,7 @@ defmodule Kith.Migration.V1 do
       )
       """,
       """
-      CREATE TABLE signal_prekeys (
+      CREATE TABLE kith.signal_prekeys (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         kind TEXT NOT NULL,
@@ -42,11 +42,11 @@ defmodule Kith.Migration.V1 do
       """,
       # The next key to hand out is found without walking over those that were.
       """
-      CREATE INDEX signal_prekeys_stock ON signal_prekeys (user_id, device_id, kind, prekey_id)
+      CREATE INDEX signal_prekeys_stock ON kith.signal_prekeys (user_id, device_id, kind, prekey_id)
         WHERE claimed_at IS NULL AND used_at IS NULL
       """,
       """
-      CREATE TABLE signal_sessions (
+      CREATE TABLE kith.signal_sessions (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         peer_id TEXT NOT NULL,
@@ -59,10 +59,10 @@ defmodule Kith.Migration.V1 do
         PRIMARY KEY (user_id, device_id, peer_id, peer_device_id)
       )
       """,
-      "CREATE INDEX signal_sessions_peer ON signal_sessions (peer_id, peer_device_id)",
+      "CREATE INDEX signal_sessions_peer ON kith.signal_sessions (peer_id, peer_device_id)",
       # The part of a session of version 4 that most messages leave as it is.
       """
-      CREATE TABLE signal_braids (
+      CREATE TABLE kith.signal_braids (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         peer_id TEXT NOT NULL,
@@ -74,7 +74,7 @@ defmodule Kith.Migration.V1 do
       )
       """,
       """
-      CREATE TABLE signal_archived_sessions (
+      CREATE TABLE kith.signal_archived_sessions (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         peer_id TEXT NOT NULL,
@@ -87,7 +87,7 @@ defmodule Kith.Migration.V1 do
       """,
       # A message names the place of its keys, and not the session, which is therefore last in the key.
       """
-      CREATE TABLE signal_session_entries (
+      CREATE TABLE kith.signal_session_entries (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         peer_id TEXT NOT NULL,
@@ -100,7 +100,7 @@ defmodule Kith.Migration.V1 do
       )
       """,
       """
-      CREATE TABLE signal_base_keys (
+      CREATE TABLE kith.signal_base_keys (
         user_id TEXT NOT NULL,
         device_id BIGINT NOT NULL,
         base_key #{bytes} NOT NULL,
@@ -111,7 +111,7 @@ defmodule Kith.Migration.V1 do
       """,
       # The application's own: it writes a row per message from Kith.Envelope.metadata/2.
       """
-      CREATE TABLE IF NOT EXISTS message_encryption (
+      CREATE TABLE IF NOT EXISTS kith.message_encryption (
         message_id TEXT NOT NULL PRIMARY KEY,
         encrypted BOOLEAN NOT NULL,
         protocol TEXT NOT NULL DEFAULT 'signal',
@@ -121,8 +121,8 @@ defmodule Kith.Migration.V1 do
         metadata TEXT NOT NULL DEFAULT '{}'
       )
       """,
-      "CREATE INDEX IF NOT EXISTS message_encryption_session_id ON message_encryption (session_id)",
-      "CREATE INDEX IF NOT EXISTS message_encryption_protocol ON message_encryption (protocol)"
+      "CREATE INDEX IF NOT EXISTS message_encryption_session_id ON kith.message_encryption (session_id)",
+      "CREATE INDEX IF NOT EXISTS message_encryption_protocol ON kith.message_encryption (protocol)"
     ]
   end
 end

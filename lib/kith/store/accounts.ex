@@ -20,7 +20,7 @@ defmodule Kith.Store.Accounts do
     sql = """
     SELECT a.data_key, i.registration_id, i.public_key, i.private_key_encrypted, i.next_prekey_id,
       i.next_kyber_prekey_id
-    FROM signal_identity_keys i LEFT JOIN signal_accounts a ON a.user_id = i.user_id
+    FROM kith.signal_identity_keys i LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
     WHERE i.user_id = $1 AND i.device_id = $2
     """
 
@@ -43,7 +43,7 @@ defmodule Kith.Store.Accounts do
   @doc "The wrapped data key of a user."
   @spec data_key(Repo.repo(), Address.user()) :: nil | binary
   def data_key(repo, user) do
-    case Repo.rows(repo, "SELECT data_key FROM signal_accounts WHERE user_id = $1", [user]) do
+    case Repo.rows(repo, "SELECT data_key FROM kith.signal_accounts WHERE user_id = $1", [user]) do
       [] -> nil
       [[data_key]] -> data_key
     end
@@ -52,7 +52,7 @@ defmodule Kith.Store.Accounts do
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_account(repo, user, data_key, now) do
     sql = """
-    INSERT INTO signal_accounts (user_id, data_key, created_at) VALUES ($1, $2, $3)
+    INSERT INTO kith.signal_accounts (user_id, data_key, created_at) VALUES ($1, $2, $3)
     ON CONFLICT (user_id) DO NOTHING
     """
 
@@ -62,7 +62,7 @@ defmodule Kith.Store.Accounts do
   @doc "Returns how many rows were inserted: 0 when the device is there already."
   def insert_device(repo, {user, device}, fields, now) do
     sql = """
-    INSERT INTO signal_identity_keys
+    INSERT INTO kith.signal_identity_keys
       (user_id, device_id, registration_id, public_key, private_key_encrypted, next_prekey_id,
        next_kyber_prekey_id, created_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -83,7 +83,7 @@ defmodule Kith.Store.Accounts do
 
   def update_published(repo, {user, device}, registration_id, public_key) do
     sql = """
-    UPDATE signal_identity_keys SET registration_id = $3, public_key = $4
+    UPDATE kith.signal_identity_keys SET registration_id = $3, public_key = $4
     WHERE user_id = $1 AND device_id = $2 AND private_key_encrypted IS NULL
     """
 
@@ -95,7 +95,7 @@ defmodule Kith.Store.Accounts do
   """
   def reserve_prekey_ids(repo, {user, device}, {from, kyber_from}, {to, kyber_to}) do
     sql = """
-    UPDATE signal_identity_keys SET next_prekey_id = $3, next_kyber_prekey_id = $4
+    UPDATE kith.signal_identity_keys SET next_prekey_id = $3, next_kyber_prekey_id = $4
     WHERE user_id = $1 AND device_id = $2 AND next_prekey_id = $5 AND next_kyber_prekey_id = $6
     """
 
@@ -107,21 +107,22 @@ defmodule Kith.Store.Accounts do
     deleted =
       Repo.execute(
         repo,
-        "DELETE FROM signal_identity_keys WHERE user_id = $1 AND device_id = $2",
+        "DELETE FROM kith.signal_identity_keys WHERE user_id = $1 AND device_id = $2",
         [user, device]
       )
 
     for table <- ~w(signal_prekeys signal_sessions signal_braids signal_archived_sessions
-                    signal_session_entries signal_base_keys) do
-      Repo.execute(repo, "DELETE FROM #{table} WHERE user_id = $1 AND device_id = $2", [
+                    signal_session_entries signal_base_keys signal_archived_messages
+                    signal_recoveries) do
+      Repo.execute(repo, "DELETE FROM kith.#{table} WHERE user_id = $1 AND device_id = $2", [
         user,
         device
       ])
     end
 
     sql = """
-    DELETE FROM signal_accounts WHERE user_id = $1
-      AND NOT EXISTS (SELECT 1 FROM signal_identity_keys WHERE user_id = $2)
+    DELETE FROM kith.signal_accounts WHERE user_id = $1
+      AND NOT EXISTS (SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $2)
     """
 
     Repo.execute(repo, sql, [user, user])
@@ -141,7 +142,7 @@ defmodule Kith.Store.Accounts do
     SELECT i.user_id, i.device_id, i.registration_id, i.public_key,
       CASE WHEN i.private_key_encrypted IS NULL THEN 0 ELSE 1 END,
       p.kind, p.prekey_id, p.public_key, p.signature
-    FROM signal_identity_keys i CROSS JOIN signal_prekeys p
+    FROM kith.signal_identity_keys i CROSS JOIN kith.signal_prekeys p
     WHERE i.user_id IN (#{SQL.list(1, length(users))})
       AND p.user_id = i.user_id AND p.device_id = i.device_id
       AND p.kind IN ('signed', 'kyber_last_resort')

@@ -24,7 +24,7 @@ defmodule Kith.Store.Prekeys do
     |> SQL.chunks()
     |> Enum.reduce(0, fn chunk, inserted ->
       sql = """
-      INSERT INTO signal_prekeys
+      INSERT INTO kith.signal_prekeys
         (user_id, device_id, kind, prekey_id, public_key, signature, private_key_encrypted, created_at)
       VALUES #{SQL.values(length(chunk), 4, 4, fn own -> ["$1", "$2", "$3"] ++ own ++ ["$4"] end)}
       ON CONFLICT (user_id, device_id, kind, prekey_id) DO NOTHING
@@ -45,7 +45,7 @@ defmodule Kith.Store.Prekeys do
     kind = Atom.to_string(kind)
 
     sql = """
-    INSERT INTO signal_prekeys
+    INSERT INTO kith.signal_prekeys
       (user_id, device_id, kind, prekey_id, public_key, signature, created_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (user_id, device_id, kind, prekey_id) DO UPDATE SET
@@ -57,7 +57,7 @@ defmodule Kith.Store.Prekeys do
     Repo.execute(repo, sql, params)
 
     sql = """
-    DELETE FROM signal_prekeys
+    DELETE FROM kith.signal_prekeys
     WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id <> $4
     """
 
@@ -71,10 +71,10 @@ defmodule Kith.Store.Prekeys do
     in_stock = "kind = '#{kind}' AND #{@in_stock}"
 
     sql = """
-    UPDATE signal_prekeys SET claimed_at = $1
+    UPDATE kith.signal_prekeys SET claimed_at = $1
     WHERE user_id = $2 AND device_id = $3 AND #{in_stock}
       AND prekey_id = (
-        SELECT prekey_id FROM signal_prekeys
+        SELECT prekey_id FROM kith.signal_prekeys
         WHERE user_id = $4 AND device_id = $5 AND #{in_stock}
         ORDER BY prekey_id LIMIT 1#{Repo.skip_locked(repo)}
       )
@@ -90,7 +90,7 @@ defmodule Kith.Store.Prekeys do
   @doc "Puts back what was claimed in the same transaction and never left it."
   def release(repo, {user, device}, kind, id) do
     sql = """
-    UPDATE signal_prekeys SET claimed_at = NULL
+    UPDATE kith.signal_prekeys SET claimed_at = NULL
     WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id = $4
     """
 
@@ -103,7 +103,7 @@ defmodule Kith.Store.Prekeys do
     users = addresses |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
 
     sql = """
-    SELECT user_id, device_id, kind, COUNT(*) FROM signal_prekeys
+    SELECT user_id, device_id, kind, COUNT(*) FROM kith.signal_prekeys
     WHERE user_id IN (#{SQL.list(1, length(users))})
       AND kind IN ('one_time', 'kyber_one_time') AND #{@in_stock}
     GROUP BY user_id, device_id, kind
@@ -130,7 +130,7 @@ defmodule Kith.Store.Prekeys do
         " UNION ALL ",
         fn {kind, id} ->
           """
-          SELECT kind, private_key_encrypted FROM signal_prekeys
+          SELECT kind, private_key_encrypted FROM kith.signal_prekeys
           WHERE user_id = $1 AND device_id = $2 AND kind = '#{kind}' AND prekey_id = #{id}
             AND (used_at IS NULL OR used_at > $3)
           """
@@ -161,7 +161,7 @@ defmodule Kith.Store.Prekeys do
   @doc "Marks a one-time prekey. One of last resort stays as it is."
   def mark_used(repo, {user, device}, kind, id, now) when kind in [:one_time, :kyber_one_time] do
     sql = """
-    UPDATE signal_prekeys SET used_at = $5
+    UPDATE kith.signal_prekeys SET used_at = $5
     WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id = $4 AND used_at IS NULL
     """
 
@@ -171,7 +171,7 @@ defmodule Kith.Store.Prekeys do
   @doc "Deletes one-time prekeys that were used before then."
   def delete_used(repo, {user, device}, before) do
     sql = """
-    DELETE FROM signal_prekeys WHERE user_id = $1 AND device_id = $2 AND used_at <= $3
+    DELETE FROM kith.signal_prekeys WHERE user_id = $1 AND device_id = $2 AND used_at <= $3
     """
 
     Repo.execute(repo, sql, [user, device, before])
@@ -180,7 +180,7 @@ defmodule Kith.Store.Prekeys do
   @doc "Deletes the Kyber prekeys of a device that has none any more."
   def delete_kyber(repo, {user, device}) do
     sql = """
-    DELETE FROM signal_prekeys
+    DELETE FROM kith.signal_prekeys
     WHERE user_id = $1 AND device_id = $2 AND kind IN ('kyber_one_time', 'kyber_last_resort')
     """
 
@@ -188,7 +188,7 @@ defmodule Kith.Store.Prekeys do
   end
 
   def delete_all(repo, {user, device}) do
-    Repo.execute(repo, "DELETE FROM signal_prekeys WHERE user_id = $1 AND device_id = $2", [
+    Repo.execute(repo, "DELETE FROM kith.signal_prekeys WHERE user_id = $1 AND device_id = $2", [
       user,
       device
     ])
@@ -196,14 +196,16 @@ defmodule Kith.Store.Prekeys do
 
   @doc "Whether a session was started from this base key before."
   def base_key_used?(repo, {user, device}, base_key) do
-    sql = "SELECT 1 FROM signal_base_keys WHERE user_id = $1 AND device_id = $2 AND base_key = $3"
+    sql =
+      "SELECT 1 FROM kith.signal_base_keys WHERE user_id = $1 AND device_id = $2 AND base_key = $3"
+
     Repo.rows(repo, sql, [user, device, {:blob, base_key}]) != []
   end
 
   @doc "Returns 0 when a session was started from this base key before."
   def insert_base_key(repo, {user, device}, {signed_prekey_id, base_key}, now) do
     sql = """
-    INSERT INTO signal_base_keys (user_id, device_id, base_key, signed_prekey_id, created_at)
+    INSERT INTO kith.signal_base_keys (user_id, device_id, base_key, signed_prekey_id, created_at)
     VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT (user_id, device_id, base_key) DO NOTHING
     """

@@ -1,20 +1,41 @@
 defmodule Kith.Store.Repo do
   @moduledoc false
-  # The one place that knows which database runs the SQL: an embedded Kith.SQLite or a module shaped like an
-  # Ecto repository. Bytes are given as {:blob, binary} everywhere above.
+  # The one place that knows which database runs the SQL: an embedded Kith.SQLite, or a module shaped like an
+  # Ecto repository with the schema its tables are in. Bytes are given as {:blob, binary} everywhere above, and
+  # every table is written `kith.name`, which becomes the table of that schema.
   #
   # Inside transaction/2 a database that fails raises Kith.Error, and so does whoever wants to undo what
   # was written: both roll back and come out as {:error, error}.
 
   alias Kith.Error
 
-  @type repo :: struct | module
+  @enforce_keys [:module]
+  defstruct [:module, prefix: nil]
+
+  @type repo :: Kith.SQLite.t() | %__MODULE__{module: module, prefix: nil | String.t()}
   @type param :: nil | integer | String.t() | {:blob, binary}
 
   @transient [:serialization_failure, :deadlock_detected, :lock_not_available]
   @driver_errors [DBConnection.ConnectionError, Postgrex.Error, Kith.SQLite.Error]
 
   defguardp is_embedded(repo) when is_struct(repo, Kith.SQLite)
+
+  @doc "What the functions below take, of an embedded database, a repository, or one of those with its schema."
+  @spec new(Kith.SQLite.t() | module | repo, nil | String.t()) :: repo
+  def new(repo, prefix \\ nil)
+  def new(repo, nil) when is_embedded(repo), do: repo
+  def new(%__MODULE__{} = repo, nil), do: repo
+  def new(module, prefix) when is_atom(module), do: %__MODULE__{module: module, prefix: prefix}
+
+  @doc ~S"""
+  Puts the schema before the names of tables.
+
+      iex> Kith.Store.Repo.qualify("SELECT 1 FROM kith.signal_schema", "private")
+      "SELECT 1 FROM \"private\".signal_schema"
+  """
+  @spec qualify(String.t(), nil | String.t()) :: String.t()
+  def qualify(sql, nil), do: String.replace(sql, "kith.", "")
+  def qualify(sql, prefix), do: String.replace(sql, "kith.", ~s("#{prefix}".))
 
   @spec dialect(repo) :: :sqlite | :postgres
   def dialect(repo) when is_embedded(repo), do: :sqlite
@@ -78,12 +99,12 @@ defmodule Kith.Store.Repo do
   end
 
   defp run(repo, fun) when is_embedded(repo), do: Kith.SQLite.transaction(repo, fun)
-  defp run(repo, fun), do: repo.transaction(fun, log: false)
+  defp run(%{module: module}, fun), do: module.transaction(fun, log: false)
 
   defp in_transaction?(repo) when is_embedded(repo), do: Kith.SQLite.in_transaction?(repo)
 
-  defp in_transaction?(repo),
-    do: function_exported?(repo, :in_transaction?, 0) and repo.in_transaction?()
+  defp in_transaction?(%{module: module}),
+    do: function_exported?(module, :in_transaction?, 0) and module.in_transaction?()
 
   defp query!(repo, sql, params) do
     case query(repo, sql, params) do
@@ -92,10 +113,12 @@ defmodule Kith.Store.Repo do
     end
   end
 
-  defp query(repo, sql, params) when is_embedded(repo), do: Kith.SQLite.query(repo, sql, params)
+  defp query(repo, sql, params) when is_embedded(repo),
+    do: Kith.SQLite.query(repo, qualify(sql, nil), params)
 
   # log: false, since a query log prints parameters.
-  defp query(repo, sql, params), do: repo.query(sql, Enum.map(params, &plain/1), log: false)
+  defp query(%{module: module, prefix: prefix}, sql, params),
+    do: module.query(qualify(sql, prefix), Enum.map(params, &plain/1), log: false)
 
   defp plain({:blob, bytes}), do: bytes
   defp plain(param), do: param

@@ -26,8 +26,8 @@ defmodule Kith.Store.Sessions do
 
   # The version of a session is known to its sealed state only: one of version 3 has no braid.
   @with_braid """
-  signal_sessions s
-  LEFT JOIN signal_braids b USING (user_id, device_id, peer_id, peer_device_id)
+  kith.signal_sessions s
+  LEFT JOIN kith.signal_braids b USING (user_id, device_id, peer_id, peer_device_id)
   """
 
   @doc "The session rows of one device with many peers, by address, locked in the order of the key."
@@ -40,7 +40,7 @@ defmodule Kith.Store.Sessions do
     """
 
     locked =
-      "SELECT generation FROM signal_sessions #{with_users} ORDER BY peer_id, peer_device_id"
+      "SELECT generation FROM kith.signal_sessions #{with_users} ORDER BY peer_id, peer_device_id"
 
     sql = """
     SELECT peer_id, peer_device_id, generation, state, identity, session_id, revision, braid
@@ -65,7 +65,7 @@ defmodule Kith.Store.Sessions do
     """
 
     params = pair(local, peer)
-    Repo.lock_rows(repo, "SELECT generation FROM signal_sessions WHERE #{@pair}", params)
+    Repo.lock_rows(repo, "SELECT generation FROM kith.signal_sessions WHERE #{@pair}", params)
 
     case Repo.rows(repo, sql, params) do
       [] -> @none
@@ -88,7 +88,7 @@ defmodule Kith.Store.Sessions do
     |> SQL.chunks()
     |> Enum.reduce(0, fn chunk, written ->
       sql = """
-      INSERT INTO signal_sessions
+      INSERT INTO kith.signal_sessions
         (user_id, device_id, peer_id, peer_device_id, generation, state, identity, created_at, updated_at)
       VALUES #{SQL.values(length(chunk), 3, 5, fn own -> ["$1", "$2"] ++ own ++ ["$3", "$3"] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id) DO UPDATE SET
@@ -112,7 +112,7 @@ defmodule Kith.Store.Sessions do
   def put_braids(repo, {user, device}, rows) do
     for chunk <- SQL.chunks(rows) do
       sql = """
-      INSERT INTO signal_braids
+      INSERT INTO kith.signal_braids
         (user_id, device_id, peer_id, peer_device_id, session_id, revision, braid)
       VALUES #{SQL.values(length(chunk), 2, 5, fn own -> ["$1", "$2" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id) DO UPDATE SET
@@ -132,7 +132,7 @@ defmodule Kith.Store.Sessions do
 
   @doc "Deletes the braid of a session that is not the current one any more."
   def delete_braid(repo, local, peer),
-    do: Repo.execute(repo, "DELETE FROM signal_braids WHERE #{@pair}", pair(local, peer))
+    do: Repo.execute(repo, "DELETE FROM kith.signal_braids WHERE #{@pair}", pair(local, peer))
 
   @doc """
   What is stored of a peer, as the native library takes it.
@@ -156,14 +156,14 @@ defmodule Kith.Store.Sessions do
 
   @doc "Writes what is remembered of the peer and leaves the session as it is."
   def put_identity(repo, local, peer, identity, now) do
-    sql = "UPDATE signal_sessions SET identity = $5, updated_at = $6 WHERE #{@pair}"
+    sql = "UPDATE kith.signal_sessions SET identity = $5, updated_at = $6 WHERE #{@pair}"
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, identity}, now])
   end
 
   @doc "Ends the session of a pair at a generation. Returns 0 when there is none."
   def drop_state(repo, local, peer, generation, now) do
     sql = """
-    UPDATE signal_sessions SET state = NULL, generation = generation + 1, updated_at = $5
+    UPDATE kith.signal_sessions SET state = NULL, generation = generation + 1, updated_at = $5
     WHERE #{@pair} AND generation = $6 AND state IS NOT NULL
     """
 
@@ -175,7 +175,7 @@ defmodule Kith.Store.Sessions do
   @doc "Ends the session of a pair and forgets the identity of the peer."
   def forget(repo, local, peer, now) do
     sql = """
-    UPDATE signal_sessions
+    UPDATE kith.signal_sessions
     SET state = NULL, identity = NULL, generation = generation + 1, updated_at = $5
     WHERE #{@pair} AND (state IS NOT NULL OR identity IS NOT NULL)
     """
@@ -187,7 +187,7 @@ defmodule Kith.Store.Sessions do
   def partners(repo, {user, device}) do
     sql = """
     SELECT s.user_id, s.device_id, a.data_key
-    FROM signal_sessions s LEFT JOIN signal_accounts a ON a.user_id = s.user_id
+    FROM kith.signal_sessions s LEFT JOIN kith.signal_accounts a ON a.user_id = s.user_id
     WHERE s.peer_id = $1 AND s.peer_device_id = $2 AND s.state IS NOT NULL
     ORDER BY s.user_id, s.device_id
     """
@@ -199,7 +199,7 @@ defmodule Kith.Store.Sessions do
   @doc "`{session_id, position, state}` of the archived sessions, the newest first."
   def archive(repo, local, peer) do
     sql = """
-    SELECT session_id, position, state FROM signal_archived_sessions WHERE #{@pair}
+    SELECT session_id, position, state FROM kith.signal_archived_sessions WHERE #{@pair}
     ORDER BY position DESC
     """
 
@@ -213,7 +213,7 @@ defmodule Kith.Store.Sessions do
   def insert_archived(repo, {user, device}, rows) do
     for chunk <- SQL.chunks(rows) do
       sql = """
-      INSERT INTO signal_archived_sessions
+      INSERT INTO kith.signal_archived_sessions
         (user_id, device_id, peer_id, peer_device_id, session_id, position, state)
       VALUES #{SQL.values(length(chunk), 2, 5, fn own -> ["$1", "$2" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id, session_id) DO UPDATE SET
@@ -232,7 +232,7 @@ defmodule Kith.Store.Sessions do
   end
 
   def delete_archived(repo, local, peer, session_id) do
-    sql = "DELETE FROM signal_archived_sessions WHERE #{@pair} AND session_id = $5"
+    sql = "DELETE FROM kith.signal_archived_sessions WHERE #{@pair} AND session_id = $5"
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}])
   end
 
@@ -245,7 +245,7 @@ defmodule Kith.Store.Sessions do
       |> Enum.with_index()
       |> Enum.map_join(" UNION ALL ", fn {_position, at} ->
         """
-        SELECT session_id, entry_group, number, entry FROM signal_session_entries
+        SELECT session_id, entry_group, number, entry FROM kith.signal_session_entries
         WHERE #{@pair} AND entry_group = $#{5 + 2 * at} AND number = $#{6 + 2 * at}
         """
       end)
@@ -258,7 +258,7 @@ defmodule Kith.Store.Sessions do
   @spec entries_of(Repo.repo(), Address.t(), Address.t(), group :: binary) :: [tuple]
   def entries_of(repo, local, peer, group) do
     sql = """
-    SELECT session_id, entry_group, number, entry FROM signal_session_entries
+    SELECT session_id, entry_group, number, entry FROM kith.signal_session_entries
     WHERE #{@pair} AND entry_group = $5
     """
 
@@ -271,7 +271,7 @@ defmodule Kith.Store.Sessions do
   def put_entries(repo, {user, device}, {peer, peer_device}, session_id, entries) do
     for chunk <- SQL.chunks(entries) do
       sql = """
-      INSERT INTO signal_session_entries
+      INSERT INTO kith.signal_session_entries
         (user_id, device_id, peer_id, peer_device_id, session_id, entry_group, number, entry)
       VALUES #{SQL.values(length(chunk), 5, 3, fn own -> ["$1", "$2", "$3", "$4", "$5" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id)
@@ -293,7 +293,7 @@ defmodule Kith.Store.Sessions do
   @doc "Deletes the entry of a session at a position."
   def delete_entry(repo, local, peer, session_id, {group, number}) do
     sql = """
-    DELETE FROM signal_session_entries
+    DELETE FROM kith.signal_session_entries
     WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number = $7
     """
 
@@ -302,23 +302,23 @@ defmodule Kith.Store.Sessions do
 
   def delete_entries_of_group(repo, local, peer, session_id, group) do
     sql = """
-    DELETE FROM signal_session_entries WHERE #{@pair} AND session_id = $5 AND entry_group = $6
+    DELETE FROM kith.signal_session_entries WHERE #{@pair} AND session_id = $5 AND entry_group = $6
     """
 
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}, {:blob, group}])
   end
 
   def delete_entries_of_session(repo, local, peer, session_id) do
-    sql = "DELETE FROM signal_session_entries WHERE #{@pair} AND session_id = $5"
+    sql = "DELETE FROM kith.signal_session_entries WHERE #{@pair} AND session_id = $5"
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}])
   end
 
   @doc "Deletes the `count` entries of a group with the lowest numbers."
   def evict_entries(repo, {user, device}, {peer, peer_device}, session_id, {group, count}) do
     sql = """
-    DELETE FROM signal_session_entries
+    DELETE FROM kith.signal_session_entries
     WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number IN (
-      SELECT number FROM signal_session_entries
+      SELECT number FROM kith.signal_session_entries
       WHERE user_id = $7 AND device_id = $8 AND peer_id = $9 AND peer_device_id = $10
         AND session_id = $11 AND entry_group = $12
       ORDER BY number LIMIT $13
@@ -332,7 +332,7 @@ defmodule Kith.Store.Sessions do
   @doc "Deletes what is kept of a pair beside its row."
   def delete_parts(repo, local, peer) do
     for table <- ~w(signal_braids signal_archived_sessions signal_session_entries),
-        do: Repo.execute(repo, "DELETE FROM #{table} WHERE #{@pair}", pair(local, peer))
+        do: Repo.execute(repo, "DELETE FROM kith.#{table} WHERE #{@pair}", pair(local, peer))
 
     :ok
   end

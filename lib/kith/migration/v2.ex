@@ -1,0 +1,86 @@
+defmodule Kith.Migration.V2 do
+  @moduledoc false
+  # Times are milliseconds since 1970 unless a name says otherwise. data_key and content are sealed by the vault.
+
+  def up(bytes) do
+    [
+      # Since when the next message to the peer has to start a new session.
+      "ALTER TABLE kith.signal_sessions ADD COLUMN renew_since BIGINT",
+      # Of the current session: when it was made here, and when a message of it was last opened.
+      "ALTER TABLE kith.signal_sessions ADD COLUMN established_at BIGINT",
+      "ALTER TABLE kith.signal_sessions ADD COLUMN received_at BIGINT",
+      "ALTER TABLE kith.signal_session_entries ADD COLUMN created_at BIGINT",
+      # Since when a signed prekey or a Kyber prekey of last resort is not handed out any more.
+      "ALTER TABLE kith.signal_prekeys ADD COLUMN superseded_at BIGINT",
+      # How often one device had to heal what another sent, in a window of time.
+      """
+      CREATE TABLE kith.signal_recoveries (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        peer_id TEXT NOT NULL,
+        peer_device_id BIGINT NOT NULL,
+        kind TEXT NOT NULL,
+        window_started_at BIGINT NOT NULL,
+        count BIGINT NOT NULL,
+        PRIMARY KEY (user_id, device_id, peer_id, peer_device_id, kind)
+      )
+      """,
+      """
+      CREATE TABLE kith.signal_threads (
+        thread_id TEXT NOT NULL PRIMARY KEY,
+        data_key #{bytes} NOT NULL,
+        created_at BIGINT NOT NULL
+      )
+      """,
+      # position is in microseconds, sent_at the timestamp of the envelope. The peer is who sent it; nobody for what the
+      # device itself has sent.
+      """
+      CREATE TABLE kith.signal_archived_messages (
+        user_id TEXT NOT NULL,
+        device_id BIGINT NOT NULL,
+        thread_id TEXT NOT NULL,
+        position BIGINT NOT NULL,
+        message_id #{bytes} NOT NULL,
+        peer_id TEXT,
+        peer_device_id BIGINT,
+        sent_at BIGINT,
+        expires_at BIGINT,
+        content #{bytes} NOT NULL,
+        PRIMARY KEY (user_id, device_id, thread_id, position, message_id)
+      )
+      """,
+      # A second delivery is found by its bytes.
+      """
+      CREATE UNIQUE INDEX signal_archived_messages_id
+        ON kith.signal_archived_messages (user_id, device_id, message_id)
+      """,
+      # What a peer could not open is found by its timestamp.
+      """
+      CREATE INDEX signal_archived_messages_sent
+        ON kith.signal_archived_messages (user_id, device_id, sent_at) WHERE peer_id IS NULL
+      """,
+      "CREATE INDEX signal_archived_messages_thread ON kith.signal_archived_messages (thread_id)",
+      """
+      CREATE INDEX signal_archived_messages_expiry
+        ON kith.signal_archived_messages (expires_at) WHERE expires_at IS NOT NULL
+      """,
+      # One node at a time does the work of maintenance.
+      """
+      CREATE TABLE kith.signal_maintenance (
+        task TEXT NOT NULL PRIMARY KEY,
+        claimed_by TEXT,
+        claimed_until BIGINT,
+        finished_at BIGINT
+      )
+      """,
+      # What the database said of itself when it was last seen: another answer is that of a restored one.
+      """
+      CREATE TABLE kith.signal_installation (
+        id BIGINT NOT NULL PRIMARY KEY,
+        mark TEXT NOT NULL,
+        seen_at BIGINT NOT NULL
+      )
+      """
+    ]
+  end
+end
