@@ -217,7 +217,6 @@ defmodule Kith.Crash.Driver do
 
     if after_life.violations == [] do
       File.rm!(child.config)
-      File.rm(child.journal)
       after_life
     else
       File.write!(Path.join(config.dir, "output"), output)
