@@ -59,6 +59,9 @@ defmodule Kith.Crash.App do
       {:ok, {:ok, value}} -> {:ok, value}
       {:error, error} -> {:error, {:database, error}}
     end
+  rescue
+    # A repository raises when the connection or the commit fails.
+    error in [DBConnection.ConnectionError, Postgrex.Error] -> {:error, {:database, error}}
   catch
     :throw, {:undo, error} -> {:error, error}
     :throw, {:database, error} -> {:error, {:database, error}}

@@ -17,8 +17,17 @@ defmodule Kith.Crash.Child do
 
   defp end_with_driver do
     case IO.gets("") do
-      line when is_binary(line) -> end_with_driver()
-      _eof -> System.halt(1)
+      # A message that another node has sent.
+      "wire " <> line ->
+        message = line |> String.trim() |> Base.decode64!() |> :erlang.binary_to_term()
+        Pool.add([{1, message}])
+        end_with_driver()
+
+      line when is_binary(line) ->
+        end_with_driver()
+
+      _eof ->
+        System.halt(1)
     end
   end
 

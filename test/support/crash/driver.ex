@@ -142,14 +142,15 @@ defmodule Kith.Crash.Driver do
       chains: ledger.chains,
       pending: Ledger.pending(ledger),
       outbox_seen: outbox_seen,
-      inbox_seen: inbox_seen
+      inbox_seen: inbox_seen,
+      wires: false
     }
 
-    given = Map.merge(given, Map.take(config, [:start_store, :steps, :guest]))
+    given = Map.merge(given, Map.take(config, [:start_store, :steps, :guest, :wires]))
     path = Path.join(config.dir, "life-#{life}")
     File.write!(path, :erlang.term_to_binary(given))
     {port, pid} = spawn_vm(path)
-    %{port: port, pid: pid, journal: journal, config: path, output: ""}
+    %{life: life, port: port, pid: pid, journal: journal, config: path, output: ""}
   end
 
   defp instance(config) do
@@ -163,7 +164,12 @@ defmodule Kith.Crash.Driver do
   end
 
   defp spawn_vm(path) do
-    paths = for app <- [:kith, :elixir, :logger], do: Application.app_dir(app, "ebin")
+    # The driver of PostgreSQL may lie outside of what this Erlang looks through.
+    paths =
+      for module <- [Kith, Kernel, Logger, :pgsql_proto],
+          path = :code.which(module),
+          is_list(path),
+          do: Path.dirname(path)
 
     arguments =
       ~w(-noshell +S 2:2 +sbwt none) ++
@@ -217,11 +223,13 @@ defmodule Kith.Crash.Driver do
 
     if after_life.violations == [] do
       File.rm!(child.config)
-      after_life
+      # What led to a violation may lie some lives back.
+      File.rm(Path.join(config.dir, "journal-#{child.life - 20}"))
     else
       File.write!(Path.join(config.dir, "output"), output)
-      after_life
     end
+
+    after_life
   end
 
   defp drain(port, output) do

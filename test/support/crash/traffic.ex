@@ -224,14 +224,24 @@ defmodule Kith.Crash.Traffic do
 
       write(state, sent)
 
-      Pool.add(
+      messages =
         for {:sent, id, _, from, to, bytes, {key, _}, _, _} <- sent,
-
             not Pool.lost?(id),
-            do: {Pool.delay(), %{id: id, pair: {from, to}, key: key, envelope: bytes}}
-      )
+            do: %{id: id, pair: {from, to}, key: key, envelope: bytes}
+
+      Enum.each(messages, &route(state, &1))
     end
   end
+
+  # With other nodes there, a message is delivered on this one, on another, or on both at once.
+  defp route(%{wires: true}, message) do
+    at = :rand.uniform(20)
+    if at <= 12, do: Pool.add([{:rand.uniform(4), message}])
+    wire = fn -> message |> :erlang.term_to_binary() |> Base.encode64() end
+    if at >= 12, do: IO.write(["wire ", wire.(), "\n"])
+  end
+
+  defp route(_state, message), do: Pool.add([{Pool.delay(), message}])
 
   # In the transaction: the application's own row goes with Kith's.
   defp keep(state, envelopes) do
@@ -290,7 +300,7 @@ defmodule Kith.Crash.Traffic do
       {:error, reason, detail} when reason in [:storage, :stale, :down] ->
         write(state, [{:refused, id, attempt, reason, detail}])
         if not is_map_key(message, :twin), do: Pool.put_back(message)
-        Process.sleep(1)
+        Process.sleep(5)
 
       {:error, reason, detail} ->
         write(state, [{:refused, id, attempt, reason, detail}])
@@ -312,7 +322,7 @@ defmodule Kith.Crash.Traffic do
 
       {:error, reason, detail} ->
         write(state, [{:failed, what, reason, detail}])
-        Process.sleep(1)
+        Process.sleep(5)
         :failed
 
       {:raised, text} ->
