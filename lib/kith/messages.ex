@@ -2,7 +2,7 @@ defmodule Kith.Messages do
   @moduledoc false
   # encrypt, encrypt_group and decrypt: each one transaction, and durable before it answers.
 
-  alias Kith.{Address, Envelope, Error, Instance, Registration, Telemetry}
+  alias Kith.{Address, Envelope, Error, Installation, Instance, Registration, Telemetry}
   alias Kith.Store.{Accounts, Prekeys, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
@@ -86,25 +86,34 @@ defmodule Kith.Messages do
     end)
   end
 
-  # `whole` is the user of whom each device has to be reached, or nil.
-  defp fan_out(instance, {user, _} = from, members, plaintext, whole) do
+  defp fan_out(instance, from, members, plaintext, whole) do
     result =
-      Instance.transaction(instance, fn repo ->
-        users = Enum.uniq([user | Enum.map(members, &of_user/1)])
-        devices = Accounts.devices(repo, users)
-
-        case Registration.local(devices[from]) do
-          {:ok, device} ->
-            deliver(instance, repo, {from, device}, members, devices, plaintext, whole)
-
-          {:error, error} ->
-            {{:error, error}, []}
-        end
-      end)
+      Instance.transaction(instance, &fan_out_in(instance, &1, from, members, plaintext, whole))
 
     with {:ok, {results, claimed}} <- result do
       Registration.replenish_low(instance, claimed)
       {:ok, results}
+    end
+  end
+
+  @doc """
+  A fan-out in the caller's transaction. `whole` is the user of whom each device has to be reached, or nil.
+
+  Returns `{:ok, {results, claimed}}` or an error, and what telemetry should say.
+  """
+  def fan_out_in(instance, repo, {user, _} = from, members, plaintext, whole) do
+    users = Enum.uniq([user | Enum.map(members, &of_user/1)])
+    {devices, timeline} = Accounts.devices_at(repo, users, Installation.question(instance))
+
+    case Registration.local(devices[from]) do
+      {:ok, device} ->
+        news = Installation.watch(instance, repo, timeline)
+        sender = {from, device}
+        {result, records} = deliver(instance, repo, sender, members, devices, plaintext, whole)
+        {result, news ++ records}
+
+      {:error, error} ->
+        {{:error, error}, []}
     end
   end
 
