@@ -31,7 +31,7 @@ defmodule Kith.TelemetryTest do
     kith: kith
   } do
     register!(kith, ~w(anna ben cleo))
-    first = Kith.encrypt!(kith, "anna", "ben", "hello")
+    first = encrypt_one!(kith, "anna", "ben", "hello")
     Kith.decrypt!(kith, "ben", first)
     {:error, _} = Kith.decrypt(kith, "ben", first)
     {:error, _} = Kith.decrypt(kith, "ben", <<1, "junk">>)
@@ -68,7 +68,7 @@ defmodule Kith.TelemetryTest do
   test "the spans of a message say who, how much and how it went", %{kith: kith} do
     register!(kith, ~w(anna ben))
     received(kith)
-    envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+    envelope = encrypt_one!(kith, "anna", "ben", "hello")
     size = byte_size(envelope.body)
     events = received(kith)
 
@@ -82,7 +82,7 @@ defmodule Kith.TelemetryTest do
              user_id: "anna",
              device_id: 1,
              peer_id: "ben",
-             peer_device_id: 1,
+             peer_device_id: nil,
              result: :ok,
              reason: nil,
              type: :prekey
@@ -183,7 +183,7 @@ defmodule Kith.TelemetryTest do
     received(kith)
     for _ <- 1..3, do: send!(kith, "anna", "ben", "secret words")
     send!(kith, "ben", "anna", "secret words")
-    Kith.encrypt!(kith, "anna", "anna", "secret words")
+    encrypt_one!(kith, "anna", "anna", "secret words")
 
     for {_, measurements, metadata} <- received(kith),
         map <- [measurements, metadata],
@@ -198,7 +198,7 @@ defmodule Kith.TelemetryTest do
     on_exit(fn -> Telemetry.detect() end)
     register!(kith, ~w(anna ben))
     assert send!(kith, "anna", "ben", "hello") == "hello"
-    assert [{"ben", {:ok, _}}] = Kith.encrypt_group!(kith, "anna", ["ben"], "hello")
+    assert [{{"ben", 1}, {:ok, _}}] = Kith.encrypt_group!(kith, "anna", ["ben"], "hello")
     assert received(kith) == []
   end
 
@@ -215,7 +215,7 @@ defmodule Kith.TelemetryTest do
       )
 
     on_exit(fn -> :telemetry.detach("counting") end)
-    Kith.encrypt!(kith, "anna", "ben", "x")
+    encrypt_one!(kith, "anna", "ben", "x")
     assert_received {:counted, count} when count in 4..5
   end
 
