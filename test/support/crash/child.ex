@@ -20,6 +20,7 @@ defmodule Kith.Crash.Child do
       # A message that another node has sent.
       "wire " <> line ->
         message = line |> String.trim() |> Base.decode64!() |> :erlang.binary_to_term()
+        wait_for_pool()
         Pool.add([{1, message}])
         end_with_driver()
 
@@ -28,6 +29,14 @@ defmodule Kith.Crash.Child do
 
       _eof ->
         System.halt(1)
+    end
+  end
+
+  # The other nodes may be faster.
+  defp wait_for_pool do
+    if Process.whereis(Pool) == nil do
+      Process.sleep(5)
+      wait_for_pool()
     end
   end
 
@@ -75,8 +84,13 @@ defmodule Kith.Crash.Child do
       App.query!(store, "DELETE FROM app_filler")
     end
 
-    for {user, device} <- config.addresses,
-        do: register(user, device)
+    for address <- config.addresses, do: register(address)
+
+    # Nobody has restored anything, so no session starts anew.
+    [[renewed]] =
+      App.query!(store, "SELECT COUNT(*) FROM signal_sessions WHERE renew_since IS NOT NULL")
+
+    if renewed > 0, do: write(config, [{:raised, :life, "taken for a restored database"}])
 
     for [id, message, envelope] <-
           App.query!(
@@ -97,10 +111,10 @@ defmodule Kith.Crash.Child do
     write(config, [:recovered])
   end
 
-  defp register(user, device, left \\ 10) do
-    case Kith.register(App.name(), {user, device}) do
+  defp register(address, left \\ 10) do
+    case Kith.register(App.name(), address) do
       {:ok, _} -> :ok
-      {:error, %{reason: :stale}} when left > 1 -> register(user, device, left - 1)
+      {:error, %{reason: :stale}} when left > 1 -> register(address, left - 1)
       {:error, error} -> throw({:database, error})
     end
   end
@@ -119,6 +133,9 @@ defmodule Kith.Crash.Child do
   end
 
   defp conduct(config, workers) when workers == %{} do
+    if function_exported?(config.store, :lost_races, 0),
+      do: write(config, [{:lost_races, config.store.lost_races()}])
+
     write(config, [:finished])
     IO.puts("finished")
     wait()
@@ -201,7 +218,8 @@ defmodule Kith.Crash.Child do
     :rand.seed(:exsss, {config.seed, config.life, 0})
     count = deliver_all(state, 1)
 
-    pairs = for from <- config.addresses, to <- config.addresses, from != to, do: {from, to}
+    pairs =
+      for {user, _} = from <- config.addresses, to <- config.users, to != user, do: {from, to}
 
     count =
       for _ <- 1..2, {from, to} <- pairs, reduce: count do

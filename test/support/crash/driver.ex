@@ -8,7 +8,8 @@ defmodule Kith.Crash.Driver do
 
   @weights [send: 40, group: 10, deliver: 60, again: 4, twice: 3, reset: 1, replenish: 1, note: 1, visitor: 2]
 
-  @users ~w(anna ben cleo dora emil)
+  # Anna and Ben have two devices.
+  @addresses [{"anna", 1}, {"anna", 2}, {"ben", 1}, {"ben", 2}, {"cleo", 1}, {"dora", 1}, {"emil", 1}]
 
   @doc """
   Plays traffic until `:kills` deaths have happened, and then the end. Returns the ledger.
@@ -20,13 +21,21 @@ defmodule Kith.Crash.Driver do
     * `:stop_at_violation` - whether to stop at the first one. Default true
   """
   def run(options) do
+    config = config(options)
+    lives(config, ledger(config), 1)
+  end
+
+  @doc "The options with the defaults of the others."
+  def config(options) do
     config = Map.merge(defaults(), Map.new(options))
     :rand.seed(:exsss, {config.seed, 0, 0})
     File.mkdir_p!(config.dir)
-    inbox = config.inbox
-    ledger = %Ledger{archive?: config.archive?, store: config.store, inbox: inbox}
-    lives(config, ledger, 1)
+    config
   end
+
+  @doc "An empty ledger."
+  def ledger(config),
+    do: %Ledger{archive?: config.archive?, store: config.store, inbox: config.inbox}
 
   defp defaults do
     %{
@@ -35,8 +44,7 @@ defmodule Kith.Crash.Driver do
       store: :sqlite,
       kith: [],
       archive?: false,
-      users: @users,
-      devices: [1],
+      addresses: @addresses,
       outbox: ~w(anna ben),
       inbox: ~w(anna cleo),
       workers: 4,
@@ -56,16 +64,21 @@ defmodule Kith.Crash.Driver do
         ledger
 
       Ledger.deaths(ledger) >= config.kills ->
-        child = start(config, ledger, life, true)
-        wait_for(child, "finished")
-        ledger = finish(config, ledger, child)
-        if ledger.violations == [], do: Ledger.close(ledger), else: ledger
+        drain(config, ledger, life)
 
       true ->
         ledger = live(config, ledger, life)
         config.report.(ledger, life)
         lives(config, ledger, life + 1)
     end
+  end
+
+  @doc "The last life: all arrives, and everybody writes to everybody."
+  def drain(config, ledger, life) do
+    child = start(config, ledger, life, true)
+    wait_for(child, "finished")
+    ledger = finish(config, ledger, child)
+    if ledger.violations == [], do: Ledger.close(ledger), else: ledger
   end
 
   defp live(config, ledger, life) do
@@ -130,8 +143,8 @@ defmodule Kith.Crash.Driver do
       journal: journal,
       kith: instance(config),
       store: config.store,
-      users: config.users,
-      addresses: for(user <- config.users, device <- config.devices, do: {user, device}),
+      users: config.addresses |> Enum.map(&elem(&1, 0)) |> Enum.uniq(),
+      addresses: config.addresses,
       outbox: config.outbox,
       inbox: config.inbox,
       workers: config.workers,

@@ -164,6 +164,7 @@ defmodule Kith.Crash.Ledger do
   defp entry({:stale, true}, ledger), do: count(ledger, :stale_joined)
   defp entry({:stale, false}, ledger), do: count(ledger, :stale_returned)
   defp entry({:steps, count}, ledger), do: count(ledger, :steps, count)
+  defp entry({:lost_races, count}, ledger), do: count(ledger, :lost_races, count)
   defp entry({:death, death}, ledger), do: died(ledger, death)
   defp entry({:integrity, [["ok"]]}, ledger), do: count(ledger, :integrity)
   defp entry({:integrity, rows}, ledger), do: violation(ledger, :unexpected, {:integrity, rows})

@@ -2,8 +2,8 @@ defmodule Kith.Crash.Run do
   @moduledoc false
   # Runs of the harness on each store, and the line that closes each.
 
-  alias Kith.Crash.{Driver, Ledger}
-  alias Kith.Test.{Postgres, PostgresRepo}
+  alias Kith.Crash.{App, CountingRepo, Driver, Ledger, Nodes}
+  alias Kith.Test.Postgres
 
   @clients """
   FROM pg_stat_activity
@@ -30,9 +30,9 @@ defmodule Kith.Crash.Run do
       Driver.run(
         Keyword.merge(
           [
-            store: PostgresRepo,
-            start_store: {PostgresRepo, :start_link, [address ++ [pool_size: 6]]},
-            kith: [repo: PostgresRepo],
+            store: CountingRepo,
+            start_store: {CountingRepo, :start_link, [address ++ [pool_size: 6]]},
+            kith: [repo: CountingRepo],
             deaths: [nil: 6, caller: 3, instance: 1],
             lifetime: 100..600,
             outside: outside(cluster, address, disk)
@@ -45,11 +45,49 @@ defmodule Kith.Crash.Run do
     end
   end
 
+  @doc "Many processes on one instance on SQLite. Options are those of `Kith.Crash.Nodes`, without `:nodes`."
+  def processes_on_sqlite(options) do
+    database = [database: Path.join(options[:dir], "kith.db")]
+    File.mkdir_p!(options[:dir])
+    Nodes.run([nodes: 1, guest: false, kith: database] ++ options)
+  end
+
+  @doc "Many processes on several nodes on PostgreSQL. Options are those of `Kith.Crash.Nodes`."
+  def nodes_on_postgres(options) do
+    {cluster, options} = Keyword.pop_lazy(options, :cluster, &Postgres.start!/0)
+    address = postgres_database!(cluster, "nodes_#{System.unique_integer([:positive])}")
+
+    ledger =
+      Nodes.run(
+        [
+          store: CountingRepo,
+          start_store: {CountingRepo, :start_link, [address ++ [pool_size: options[:workers] + 2]]},
+          kith: [repo: CountingRepo]
+        ] ++ options
+      )
+
+    {:ok, %{rows: [[deadlocks]]}} =
+      Postgres.once(
+        address,
+        "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+      )
+
+    if deadlocks > 0 do
+      log = File.read!(Path.join(cluster.directory, "log"))
+      File.write!(Path.join(options[:dir], "postgres.log"), log)
+    end
+
+    if deadlocks == 0,
+      do: ledger,
+      else: ledger |> Ledger.count(:deadlocks, deadlocks) |> Ledger.violation(:unexpected, {:deadlocks, deadlocks})
+  end
+
   @doc "Makes a database with the tables of Kith."
   def postgres_database!(cluster, name) do
     address = Postgres.create_database!(cluster, name)
-    {:ok, pool} = PostgresRepo.start_link(address)
-    :ok = Kith.Migration.run(Kith.Store.Repo.new(PostgresRepo))
+    {:ok, pool} = CountingRepo.start_link(address)
+    :ok = Kith.Migration.run(Kith.Store.Repo.new(CountingRepo))
+    App.create_tables!(CountingRepo)
     GenServer.stop(pool)
     address
   end

@@ -60,9 +60,10 @@ defmodule Kith.Crash.Traffic do
   defp draw([{step, weight} | _], n) when n <= weight, do: step
   defp draw([{_, weight} | rest], n), do: draw(rest, n - weight)
 
+  # To a user with all their devices, and the sender's others; or to one device.
   defp step(:send, state) do
-    [from, to] = Enum.take_random(state.addresses, 2)
-    send_one(state, from, to)
+    {from, to} = pair(state)
+    send_one(state, from, if(:rand.uniform(4) == 1, do: to, else: elem(to, 0)))
   end
 
   defp step(:group, state) do
@@ -135,7 +136,7 @@ defmodule Kith.Crash.Traffic do
   end
 
   defp step(:reset, state) do
-    [from, to] = Enum.take_random(state.addresses, 2)
+    {from, to} = pair(state)
     reset(state, from, to)
   end
 
@@ -145,7 +146,8 @@ defmodule Kith.Crash.Traffic do
   # One who comes and goes, with whom everything may fail for want of keys and nothing else.
   defp step(:visitor, state) do
     visitor = "visitor #{:rand.uniform(3)}"
-    host = Enum.random(state.addresses)
+    # Not one whose other devices would hear of it too, outside of all books.
+    host = state.addresses |> Enum.reject(&(elem(&1, 0) in state.outbox)) |> Enum.random()
 
     expected = [:not_registered, :session_not_found, :untrusted_identity, :unknown_prekey] ++
       [:key_not_found, :duplicate, :tampered]
@@ -172,10 +174,15 @@ defmodule Kith.Crash.Traffic do
 
   # Two nodes start a session of the same pair at once, from either side: the sessions there are go first.
   defp step(:cold, state) do
-    [from, to] = Enum.take_random(state.addresses, 2)
+    {from, to} = pair(state)
     reset(state, from, to)
     if :rand.uniform(2) == 1, do: reset(state, to, from)
     send_one(state, from, to)
+  end
+
+  defp pair(state) do
+    from = Enum.random(state.addresses)
+    {from, state.addresses |> Enum.reject(&(elem(&1, 0) == elem(from, 0))) |> Enum.random()}
   end
 
   defp reset(state, from, to) do
@@ -234,7 +241,7 @@ defmodule Kith.Crash.Traffic do
   end
 
   # With other nodes there, a message is delivered on this one, on another, or on both at once.
-  defp route(%{wires: true}, message) do
+  defp route(%{wires: true, drain: false}, message) do
     at = :rand.uniform(20)
     if at <= 12, do: Pool.add([{:rand.uniform(4), message}])
     wire = fn -> message |> :erlang.term_to_binary() |> Base.encode64() end
