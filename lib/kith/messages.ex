@@ -2,7 +2,7 @@ defmodule Kith.Messages do
   @moduledoc false
   # encrypt, encrypt_group and decrypt: each one transaction, and durable before it answers.
 
-  alias Kith.{Address, Envelope, Error, Instance, Registration, Telemetry}
+  alias Kith.{Address, Envelope, Error, Instance, MessageArchive, Registration, Telemetry}
   alias Kith.Store.{Accounts, Prekeys, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
@@ -13,11 +13,12 @@ defmodule Kith.Messages do
 
   @type results :: %{Address.t() => {:ok, Envelope.t()} | {:error, Error.t()}}
 
-  def encrypt(instance, from, to, plaintext) do
+  def encrypt(instance, from, to, plaintext, options) do
+    target = MessageArchive.target(instance, from, to, options)
     metadata = Map.merge(local(instance, from), peer(to))
 
     Telemetry.span([:kith, :session, :encrypt], metadata, fn ->
-      result = encrypt_one(instance, from, to, plaintext)
+      result = encrypt_one(instance, from, to, plaintext, target)
 
       type =
         case result do
@@ -29,20 +30,23 @@ defmodule Kith.Messages do
     end)
   end
 
-  defp encrypt_one(instance, from, to, plaintext) do
+  defp encrypt_one(instance, from, to, plaintext, target) do
     with :ok <- bounded(instance, plaintext) do
       if from == to do
-        seal_note(instance, from, plaintext)
+        seal_note(instance, from, plaintext, target)
       else
-        with {:ok, %{^to => result}} <- fan_out(instance, from, [to], plaintext), do: result
+        with {:ok, %{^to => result}} <- fan_out(instance, from, [to], plaintext, target),
+             do: result
       end
     end
   end
 
-  def encrypt_group(instance, from, members, plaintext) do
+  def encrypt_group(instance, from, members, plaintext, options) do
+    target = MessageArchive.target(instance, from, nil, options)
+
     Telemetry.span([:kith, :group, :encrypt], local(instance, from), fn ->
       members = members |> Enum.uniq_by(&elem(&1, 1)) |> Enum.reject(&(elem(&1, 1) == from))
-      result = encrypt_each(instance, from, members, plaintext)
+      result = encrypt_each(instance, from, members, plaintext, target)
 
       each =
         case result do
@@ -59,19 +63,22 @@ defmodule Kith.Messages do
     end)
   end
 
-  defp encrypt_each(instance, from, members, plaintext) do
+  defp encrypt_each(instance, from, members, plaintext, target) do
+    peers = Enum.map(members, &elem(&1, 1))
+
     with :ok <- bounded(instance, plaintext),
          :ok <- bounded_members(members),
-         {:ok, results} <- fan_out(instance, from, Enum.map(members, &elem(&1, 1)), plaintext) do
+         {:ok, results} <- fan_out(instance, from, peers, plaintext, target) do
       {:ok, Enum.map(members, fn {given, address} -> {given, Map.fetch!(results, address)} end)}
     end
   end
 
-  defp seal_note(instance, {user, _} = address, plaintext) do
+  defp seal_note(instance, {user, _} = address, plaintext, target) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, address),
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
+        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, now())
         {{:ok, Envelope.new(address, address, :self, body)}, []}
       else
         error -> {error, []}
@@ -80,12 +87,12 @@ defmodule Kith.Messages do
   end
 
   # Sorted, so that two fan-outs lock the rows they share in one order.
-  defp fan_out(instance, from, peers, plaintext) do
+  defp fan_out(instance, from, peers, plaintext, target) do
     result =
       Instance.transaction(instance, fn repo ->
         case Registration.fetch_local(repo, from) do
           {:ok, device} ->
-            deliver(instance, repo, {from, device}, Enum.sort(peers), plaintext)
+            deliver(instance, repo, {from, device}, Enum.sort(peers), plaintext, target)
 
           {:error, error} ->
             {{:error, error}, []}
@@ -98,9 +105,13 @@ defmodule Kith.Messages do
     end
   end
 
-  defp deliver(_instance, _repo, _sender, [], _plaintext), do: {{:ok, {%{}, %{}}}, []}
+  # Nobody else is in the group yet. What is said in it has been said.
+  defp deliver(instance, repo, {from, _device}, [], plaintext, target) do
+    MessageArchive.put_sent(instance, repo, from, target, [], plaintext, now())
+    {{:ok, {%{}, %{}}}, []}
+  end
 
-  defp deliver(instance, repo, {from, _device} = sender, peers, plaintext) do
+  defp deliver(instance, repo, {from, _device} = sender, peers, plaintext, target) do
     now = now()
     rows = Sessions.fetch_many(repo, from, peers)
     cold = Enum.filter(peers, &(rows[&1].state == nil))
@@ -121,6 +132,10 @@ defmodule Kith.Messages do
     sent = Map.merge(Map.new(sent), Map.new(resent))
     write(repo, from, rows, sent, now)
     released = release(repo, claimed, sent)
+    served = for {peer, {:ok, _}} <- sent, do: peer
+
+    if served != [],
+      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, now)
 
     results =
       sent
@@ -244,7 +259,7 @@ defmodule Kith.Messages do
 
   defp envelope(_instance, _from, _to, {:error, reason}), do: {:error, Error.new(reason)}
 
-  def decrypt(instance, to, given) do
+  def decrypt(instance, to, given, options) do
     parsed = parse(given)
 
     metadata =
@@ -257,7 +272,7 @@ defmodule Kith.Messages do
       [:kith, :session, :decrypt],
       Map.merge(local(instance, to), metadata),
       fn ->
-        result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope)
+        result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope, options)
         plaintext = with {:ok, plaintext} <- result, do: plaintext
         {result, sizes(plaintext, [parsed]), Telemetry.outcome(result)}
       end
@@ -271,10 +286,10 @@ defmodule Kith.Messages do
     do:
       raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
 
-  defp open(_instance, to, %Envelope{to: other}) when other != to,
+  defp open(_instance, to, %Envelope{to: other}, _options) when other != to,
     do: {:error, Error.new(:malformed, "the envelope is addressed to another device")}
 
-  defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope) do
+  defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope, _options) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, to) do
         {native(instance, :self_open, [{user, device.data_key}, envelope.body]), []}
@@ -284,19 +299,19 @@ defmodule Kith.Messages do
     end)
   end
 
-  defp open(instance, to, envelope) do
+  defp open(instance, to, envelope, options) do
     # A stranger's bytes are looked at before the database is held.
     with {:ok, header} <- inspect_message(instance, envelope) do
       Instance.transaction(instance, fn repo ->
         case Registration.fetch_local(repo, to) do
-          {:ok, device} -> receive_in(instance, repo, {to, device}, envelope, header)
+          {:ok, device} -> receive_in(instance, repo, {to, device}, envelope, header, options)
           {:error, error} -> {{:error, error}, []}
         end
       end)
     end
   end
 
-  defp receive_in(instance, repo, {to, device}, envelope, header) do
+  defp receive_in(instance, repo, {to, device}, envelope, header, options) do
     now = now()
     from = envelope.from
     session = Sessions.fetch(repo, to, from)
@@ -318,9 +333,10 @@ defmodule Kith.Messages do
          :ok <- unused_base_key(repo, to, opened) do
       commit(repo, to, from, session, opened, now)
       if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
+      MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
       {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
     else
-      error -> {error, []}
+      {:error, error} -> MessageArchive.answer(instance, repo, to, envelope, error)
     end
   end
 
