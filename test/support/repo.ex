@@ -14,7 +14,7 @@ defmodule Kith.Test.Repo do
   def query(sql, params, log: false) do
     {handle, intercept} = :persistent_term.get(__MODULE__)
     # The words SQLite does not know.
-    sql = String.replace(sql, ~r/ FOR UPDATE( SKIP LOCKED)?/, "")
+    sql = String.replace(sql, ~r/ FOR (UPDATE( SKIP LOCKED)?|KEY SHARE)/, "")
     intercept.(sql, fn -> SQLite.query(handle, sql, Enum.map(params, &param/1)) end)
   end
 
