@@ -55,12 +55,23 @@ defmodule Kith.Options do
     * `:max_attempts` - how often a call that lost the race for a session is tried before `:stale`.
       Default 5.
 
+  ## Message archive
+
+    * `:archive` - whether plaintexts are kept, sealed under a key of their conversation, so that a second delivery
+      answers with the plaintext and `Kith.history/4` has something to show. `false` (default); `true`, for ever; or
+      `[retention: seconds]`, after which a message disappears. A retention holds for what is written from then on.
+      What is kept can be read by a thief of the database *and* the key-encryption key: see "Message archive" in
+      `Kith`.
+
   ## Other
 
     * `:name` - any term. `Kith` by default; a module that says `use Kith` is its own name.
   """
 
   alias Kith.Validation
+
+  # A hundred years.
+  @max_seconds 3_155_760_000
 
   @derive {Inspect, except: [:keys]}
   defstruct name: Kith,
@@ -77,7 +88,8 @@ defmodule Kith.Options do
             refresh_after: 2_592_000,
             max_plaintext: 65_536,
             unknown_senders: :refuse,
-            max_attempts: 5
+            max_attempts: 5,
+            archive: false
 
   @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
 
@@ -96,7 +108,8 @@ defmodule Kith.Options do
           refresh_after: pos_integer,
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
-          max_attempts: pos_integer
+          max_attempts: pos_integer,
+          archive: false | [retention: nil | pos_integer]
         }
 
   @doc """
@@ -115,7 +128,7 @@ defmodule Kith.Options do
     with :ok <- Validation.validate(options, schema()),
          :ok <- one_store(options),
          :ok <- keys_given(options),
-         struct = struct!(__MODULE__, options),
+         struct = struct!(__MODULE__, archive_settings(options)),
          :ok <- threshold(struct) do
       {:ok, struct}
     end
@@ -129,6 +142,9 @@ defmodule Kith.Options do
       {:error, message} -> raise ArgumentError, message
     end
   end
+
+  @doc false
+  def max_seconds, do: @max_seconds
 
   @doc false
   # Options of `use`, then the environment of the application, then the child specification.
@@ -195,8 +211,27 @@ defmodule Kith.Options do
       refresh_after: {:integer, 3_600..31_536_000},
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
-      max_attempts: {:integer, 1..100}
+      max_attempts: {:integer, 1..100},
+      archive: {:custom, &archive/1}
     ]
+  end
+
+  defp archive(archive) when is_boolean(archive), do: :ok
+  defp archive([]), do: :ok
+  defp archive(retention: nil), do: :ok
+  defp archive(retention: seconds) when seconds in 1..@max_seconds//1, do: :ok
+
+  defp archive(other) do
+    {:error,
+     "expected :archive to be true, false or [retention: seconds] with 1 to #{@max_seconds} seconds, " <>
+       "got: #{inspect(other)}"}
+  end
+
+  defp archive_settings(options) do
+    case options[:archive] do
+      true -> Keyword.put(options, :archive, [])
+      _ -> options
+    end
   end
 
   defp one_store(options) do
