@@ -19,7 +19,7 @@ defmodule Kith do
       MyApp.Kith.register("anna")
       MyApp.Kith.register("ben")
 
-      {:ok, envelope} = MyApp.Kith.encrypt("anna", "ben", "dinner at seven?")
+      {:ok, [envelope]} = MyApp.Kith.encrypt("anna", "ben", "dinner at seven?")
       {:ok, "dinner at seven?"} = MyApp.Kith.decrypt("ben", envelope)
 
   `mix kith.gen.key` prints a key for `KITH_KEY`. All options are in `Kith.Options`.
@@ -69,6 +69,9 @@ defmodule Kith do
       with the other user, which has no default in a group. No string names a direct thread, whatever is in it.
     * `:expires_in` - seconds after which this copy disappears, from now on. The other sides decide for theirs. It does not
       outlive the retention of the instance.
+
+  What another device of the same user has sent arrives in an envelope to this one, which does not say to whom it was sent: give `:thread`
+  to `decrypt/4`, or it is kept in the user's thread with themselves.
 
   Each device has a history of its own. What disappeared is in neither the history nor the answer to a second delivery, from
   the moment its time is over, and is deleted soon after.
@@ -306,12 +309,19 @@ defmodule Kith do
   end
 
   @doc """
-  Encrypts bytes from one device to another and returns the `Kith.Envelope` to deliver.
+  Encrypts bytes for someone and returns the `Kith.Envelope`s to deliver: one for each of their devices, and one for each
+  other device of the sender, which so has what was sent.
 
-  A session is established with the first message. To oneself it makes a note, sealed with the
-  account's key, that opens any number of times.
+      {:ok, envelopes} = MyApp.Kith.encrypt("anna", "ben", "dinner at seven?")
+      for envelope <- envelopes, do: deliver(envelope.to, envelope)
+
+  To `{user, device}` it makes one, for that device alone. A session is established with the first message. To oneself
+  it makes one note, sealed with the account's key, that opens any number of times and on each of one's devices.
 
   The envelope of a session opens once. Store or send it as it is: encrypting again makes another message.
+
+  All devices of the recipient are served or none, and an error is that of the first that cannot be; `encrypt_group/4`
+  answers for each. A state that does not open is `:corrupted_state` once: the next message starts a new session.
 
   Takes the options of "Message archive" above, for the sender's own copy.
 
@@ -320,22 +330,24 @@ defmodule Kith do
   `:too_large`, and those of the machinery: `:corrupted_state`, `:stale`,
   `:storage`, `:panic`.
   """
-  @spec encrypt(name, Address.given(), Address.given(), binary, [option]) :: result(Envelope.t())
+  @spec encrypt(name, Address.given(), Address.given(), binary, [option]) ::
+          result([Envelope.t()])
   def encrypt(name, from, to, plaintext, options \\ []) do
-    {from, to} = {Address.new!(from), Address.new!(to)}
-    options = copy_options!(options)
-    Messages.encrypt(Instance.fetch!(name), from, to, plaintext!(plaintext), options)
+    instance = Instance.fetch!(name)
+    {from, to} = {Address.new!(from), Address.recipient!(to)}
+    Messages.encrypt(instance, from, to, plaintext!(plaintext), copy_options!(options))
   end
 
   @doc """
   Encrypts bytes for each member of a group, pairwise, in one native call and one transaction.
 
-  Returns `{member, {:ok, envelope} | {:error, error}}` in the order of the members, each named as it was given.
-  One member without keys fails alone. The sending device is left out, and a member named twice is
-  served once. At most 1,000 members.
+  Returns `{address, {:ok, envelope} | {:error, error}}` for each device of each member, in the order of the members,
+  and then for each other device of the sender. One device that cannot be served fails alone: a member without keys is
+  their device 1 with `:not_registered`. The sending device is left out, and a device named twice is
+  served once. A member given as `{user, device}` is that device alone. At most 1,000 devices.
 
       {:ok, results} = MyApp.Kith.encrypt_group("anna", ["anna", "ben", "cleo"], "hello")
-      for {member, {:ok, envelope}} <- results, do: deliver(member, envelope)
+      for {address, {:ok, envelope}} <- results, do: deliver(address, envelope)
 
   Takes the options of "Message archive" above, for the sender's own copy: one for all members. Where messages are kept,
   a call without `:thread` raises `ArgumentError`.
@@ -344,22 +356,23 @@ defmodule Kith do
   those of the machinery; then no envelope exists.
   """
   @spec encrypt_group(name, Address.given(), [Address.given()], binary, [option]) ::
-          result([{Address.given(), result(Envelope.t())}])
+          result([{Address.t(), result(Envelope.t())}])
   def encrypt_group(name, from, members, plaintext, options \\ []) do
     instance = Instance.fetch!(name)
 
     if not is_list(members),
       do: raise(ArgumentError, "expected a list of members")
 
-    members = Enum.map(members, &{&1, Address.new!(&1)})
+    {from, members} = {Address.new!(from), Enum.map(members, &Address.recipient!/1)}
     options = copy_options!(options)
-    Messages.encrypt_group(instance, Address.new!(from), members, plaintext!(plaintext), options)
+    Messages.encrypt_group(instance, from, members, plaintext!(plaintext), options)
   end
 
   @doc """
-  Opens an envelope, or its binary form, that is addressed to a device.
+  Opens an envelope, or its binary form, that is addressed to a device, or to any device of a user.
 
-  A message opens once. A failed call changes nothing: the envelope can be tried again.
+  A message opens once. A failed call changes nothing: the envelope can be tried again, and `recover/4` heals what
+  can be healed.
 
   Takes the options of "Message archive" above. Where messages are kept, a message opens again as long as its copy is
   there, on the device that opened it and under the thread it was opened in, whatever has become of the session.
@@ -371,8 +384,8 @@ defmodule Kith do
   """
   @spec decrypt(name, Address.given(), Envelope.t() | binary, [option]) :: result(binary)
   def decrypt(name, to, envelope, options \\ []) do
-    options = copy_options!(options)
-    Messages.decrypt(Instance.fetch!(name), Address.new!(to), envelope, options)
+    to = Address.recipient!(to)
+    Messages.decrypt(Instance.fetch!(name), to, envelope, copy_options!(options))
   end
 
   @doc """
@@ -499,7 +512,7 @@ defmodule Kith do
           "expected :verified to be a boolean, got: #{inspect(options[:verified])}"
         )
 
-    Peers.trust(Instance.fetch!(name), Address.new!(address), Address.new!(peer), options)
+    Peers.trust(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer), options)
   end
 
   @doc """
@@ -510,7 +523,7 @@ defmodule Kith do
   """
   @spec reset_session(name, Address.given(), Address.given()) :: result(:reset)
   def reset_session(name, address, peer),
-    do: Peers.reset(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
+    do: Peers.reset(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer))
 
   @doc """
   Takes over the sessions of a device with a peer from a record of Signal's own library.
@@ -552,7 +565,7 @@ defmodule Kith do
   """
   @spec delete(name, Address.given(), Address.given()) :: result(:deleted)
   def delete(name, address, peer),
-    do: Peers.delete(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
+    do: Peers.delete(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer))
 
   @doc """
   Tells whether messages of a kind of conversation must be encrypted.

@@ -35,7 +35,7 @@ defmodule Kith.MessageArchive do
   @type target :: nil | {thread_id :: String.t(), expires_in :: nil | pos_integer}
 
   @doc "Where the copies of a call go. `to` is nil for a group, which is its thread."
-  @spec target(Instance.t(), Address.t(), nil | Address.t(), keyword) :: target
+  @spec target(Instance.t(), Address.t(), nil | Address.given(), keyword) :: target
   def target(%{options: %{archive: false}}, _from, _to, _options), do: nil
 
   def target(_instance, from, to, options),
@@ -47,6 +47,7 @@ defmodule Kith.MessageArchive do
   end
 
   defp thread_id(nil, {user, _}, {peer, _}), do: direct(user, peer)
+  defp thread_id(nil, {user, _}, peer), do: direct(user, peer)
   defp thread_id(thread, {user, _}, _to), do: thread_id(thread, user)
 
   # "t:" and the application's own id, or "d:" and both users in order: no two threads have one id in common.
@@ -89,7 +90,7 @@ defmodule Kith.MessageArchive do
 
   # What a stranger wrote.
   defp sent_at(envelope) do
-    case Map.get(envelope, :timestamp) do
+    case envelope.timestamp do
       timestamp when timestamp in 0..@max_integer//1 -> timestamp
       _none -> nil
     end

@@ -8,7 +8,7 @@ defmodule Kith.Telemetry do
   | event | measurements | metadata |
   | --- | --- | --- |
   | `[:kith, :session, :encrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
-  | `[:kith, :session, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason`, `type` |
+  | `[:kith, :session, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size`, `recipients` | the same, `result`, `reason`, `type` |
   | `[:kith, :session, :encrypt, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :session, :decrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `type` |
   | `[:kith, :session, :decrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason` |
@@ -35,7 +35,7 @@ defmodule Kith.Telemetry do
 
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
-  together; both are 0 where there is none. `recipients` counts those addressed, `failed` those of
+  together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
   them that got an error. `sessions` counts the sessions established. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
   claim. `messages` counts what a page has or what was shredded, `damaged` those of a page that do not open. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
@@ -44,7 +44,8 @@ defmodule Kith.Telemetry do
   ## Metadata
 
   `instance` is the name of the instance. `user_id` and `device_id` say whose keys did the work (in a claim:
-  whose prekey it is), `peer_id` and `peer_device_id` the other side. `result` is `:ok` or `:error`; `reason`
+  whose prekey it is), `peer_id` and `peer_device_id` the other side; the device is `nil` where a user with all their
+  devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `function` is the name of the native function. There is

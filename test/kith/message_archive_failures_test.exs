@@ -25,7 +25,7 @@ defmodule Kith.MessageArchiveFailuresTest do
   end
 
   test "a repository carries the archive", %{kith: kith} do
-    envelope = Kith.encrypt!(kith, "anna", "ben", "hello", thread: "t")
+    [envelope] = Kith.encrypt!(kith, "anna", "ben", "hello", thread: "t")
     for _ <- 1..2, do: assert(Kith.decrypt!(kith, "ben", envelope, thread: "t") == "hello")
     for n <- 1..5, do: Kith.encrypt!(kith, "anna", "ben", "#{n}", thread: "t", expires_in: 10)
     assert %{messages: [_, _], before: cursor} = Kith.history!(kith, "anna", "t", limit: 2)
@@ -45,8 +45,8 @@ defmodule Kith.MessageArchiveFailuresTest do
   end
 
   test "a database that fails at any statement changes nothing", %{kith: kith} do
-    envelope = Kith.encrypt!(kith, "ben", "anna", "x")
-    opened = Kith.encrypt!(kith, "ben", "anna", "y")
+    [envelope] = Kith.encrypt!(kith, "ben", "anna", "x")
+    [opened] = Kith.encrypt!(kith, "ben", "anna", "y")
     Kith.decrypt!(kith, "anna", opened)
     before = rows()
 
@@ -78,7 +78,7 @@ defmodule Kith.MessageArchiveFailuresTest do
        %{
          kith: kith
        } do
-    envelope = Kith.encrypt!(kith, "ben", "anna", "x")
+    [envelope] = Kith.encrypt!(kith, "ben", "anna", "x")
     before = rows()
 
     for call <- [
@@ -116,7 +116,7 @@ defmodule Kith.MessageArchiveFailuresTest do
   end
 
   test "a panic while a copy is sealed is :panic, and nothing is changed", %{kith: kith} do
-    envelope = Kith.encrypt!(kith, "ben", "anna", "x")
+    [envelope] = Kith.encrypt!(kith, "ben", "anna", "x")
     before = rows()
 
     for nif <- ~w(thread_create archive_seal),

@@ -804,15 +804,18 @@ defmodule Kith.MessageArchiveTest do
     end
   end
 
-  # One envelope of one message.
-  defp envelope!(kith, from, to, plaintext, options \\ []),
-    do: Kith.encrypt!(kith, from, to, plaintext, options)
+  # Of all envelopes of a message the one to a device, and to the first of a user.
+  defp envelope!(kith, from, to, plaintext, options \\ []) do
+    envelopes = Kith.encrypt!(kith, from, to, plaintext, options)
+    address = Kith.Address.new!(to)
+    Enum.find(envelopes, &(&1.to == address)) || hd(envelopes)
+  end
 
   # The envelopes of those who were served.
   defp group!(kith, from, members, plaintext, options) do
-    for {_member, {:ok, envelope}} <-
+    for {address, {:ok, envelope}} <-
           Kith.encrypt_group!(kith, from, members, plaintext, options),
-        do: {envelope.to, envelope}
+        do: {address, envelope}
   end
 
   defp messages(kith, address), do: Kith.history!(kith, address, {:direct, "anna"}).messages

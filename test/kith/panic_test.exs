@@ -6,7 +6,7 @@ defmodule Kith.PanicTest do
 
   @panics 1_000
   @place %{position: 1, message_id: <<0::128>>, sender: {"bob", 1}, sent_at: 1, expires_at: nil}
-  @unknown %{generation: 0, state: nil, braid: nil, identity: nil}
+  @unknown %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil}
 
   setup do
     {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
@@ -65,6 +65,9 @@ defmodule Kith.PanicTest do
   defp call(:identity_import, c),
     do: Native.identity_import(c.vault, c.account, 1, c.identity_key_pair)
 
+  defp call(:identity_share, %{alice: alice} = c),
+    do: Native.identity_share(c.vault, c.account, 2, {1, alice.local.identity})
+
   defp call(:signed_prekey_create, %{alice: alice} = c),
     do: Native.signed_prekey_create(c.vault, c.account, 1, alice.local.identity, 1)
 
@@ -93,6 +96,9 @@ defmodule Kith.PanicTest do
 
   defp call(:message_inspect, %{first_message: {type, body}}),
     do: Native.message_inspect(type, body)
+
+  defp call(:report_create, c), do: Native.report_create(c.first_message, 1, 1)
+  defp call(:report_parse, _), do: Native.report_parse("content")
 
   defp call(:identity_seal, %{bob: bob} = c),
     do: Native.identity_seal(c.vault, c.account, {"alice", 1}, {"bob", 1}, {bob.public, true, 4})

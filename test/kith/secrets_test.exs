@@ -123,7 +123,7 @@ defmodule Kith.SecretsTest do
     show.(Kith.session_info(:family, "ada", "ben"))
     show.(Kith.safety_number(:family, "ada", "ben"))
     show.(Kith.reset_session(:family, "cleo", "ada"))
-    {:ok, again} = Kith.encrypt(:family, "cleo", "ada", text)
+    {:ok, [again]} = Kith.encrypt(:family, "cleo", "ada", text)
     show.(Kith.decrypt(:family, "ada", again) == {:ok, text})
 
     instance = Kith.Instance.fetch!(:family)
@@ -146,7 +146,7 @@ defmodule Kith.SecretsTest do
           fn -> Kith.encrypt(:family, "ada", "ben", text, expires_in: text) end,
           fn -> Kith.encrypt_group(:family, "ada", ["ben"], text) end,
           fn -> Kith.history(:family, {:not, text}, "family") end,
-          fn -> Kith.encrypt!(:family, "nobody", "ada", text) end,
+          fn -> hd(Kith.encrypt!(:family, "nobody", "ada", text)) end,
           fn -> Kith.encrypt(:family, :ada, "ben", text) end,
           fn -> Kith.encrypt(:family, "ada", "ben", {:not, text}) end,
           fn -> Kith.decrypt(:family, "ada", 1) end,

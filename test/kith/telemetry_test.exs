@@ -38,7 +38,7 @@ defmodule Kith.TelemetryTest do
     kith: kith
   } do
     register!(kith, ~w(anna ben cleo))
-    first = Kith.encrypt!(kith, "anna", "ben", "hello")
+    first = encrypt_one!(kith, "anna", "ben", "hello")
     Kith.decrypt!(kith, "ben", first)
     {:ok, _} = Kith.decrypt(kith, "ben", first)
     {:error, _} = Kith.decrypt(kith, "ben", <<1, "junk">>)
@@ -84,7 +84,7 @@ defmodule Kith.TelemetryTest do
   test "the spans of a message say who, how much and how it went", %{kith: kith} do
     register!(kith, ~w(anna ben))
     received(kith)
-    envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+    envelope = encrypt_one!(kith, "anna", "ben", "hello")
     size = byte_size(envelope.body)
     events = received(kith)
 
@@ -98,7 +98,7 @@ defmodule Kith.TelemetryTest do
              user_id: "anna",
              device_id: 1,
              peer_id: "ben",
-             peer_device_id: 1,
+             peer_device_id: nil,
              result: :ok,
              reason: nil,
              type: :prekey
@@ -151,7 +151,7 @@ defmodule Kith.TelemetryTest do
   test "the archive says how much it showed, what it answered a second time and what it shredded",
        %{kith: kith} do
     register!(kith, ~w(anna ben))
-    envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+    envelope = encrypt_one!(kith, "anna", "ben", "hello")
     "hello" = Kith.decrypt!(kith, "ben", envelope)
     received(kith)
 
@@ -247,7 +247,7 @@ defmodule Kith.TelemetryTest do
     received(kith)
     for _ <- 1..3, do: send!(kith, "anna", "ben", "secret words")
     send!(kith, "ben", "anna", "secret words")
-    Kith.encrypt!(kith, "anna", "anna", "secret words")
+    encrypt_one!(kith, "anna", "anna", "secret words")
     Kith.history!(kith, "anna", {:direct, "ben"})
 
     for {_, measurements, metadata} <- received(kith),
@@ -263,7 +263,10 @@ defmodule Kith.TelemetryTest do
     on_exit(fn -> Telemetry.detect() end)
     register!(kith, ~w(anna ben))
     assert send!(kith, "anna", "ben", "hello") == "hello"
-    assert [{"ben", {:ok, _}}] = Kith.encrypt_group!(kith, "anna", ["ben"], "hello", thread: "t")
+
+    assert [{{"ben", 1}, {:ok, _}}] =
+             Kith.encrypt_group!(kith, "anna", ["ben"], "hello", thread: "t")
+
     assert received(kith) == []
   end
 
@@ -280,7 +283,7 @@ defmodule Kith.TelemetryTest do
       )
 
     on_exit(fn -> :telemetry.detach("counting") end)
-    Kith.encrypt!(kith, "anna", "ben", "x")
+    encrypt_one!(kith, "anna", "ben", "x")
     assert_received {:counted, count} when count in 4..5
   end
 
