@@ -94,6 +94,7 @@ defmodule Kith do
     Address,
     Envelope,
     Error,
+    Installation,
     Instance,
     Message,
     MessageArchive,
@@ -148,7 +149,8 @@ defmodule Kith do
     reset_session: [:address, :peer],
     import_record: [:address, :peer, :record],
     session_info: [:address, :peer],
-    delete: [:address, :peer]
+    delete: [:address, :peer],
+    restored: []
   ]
 
   defmacro __using__(options) do
@@ -566,6 +568,19 @@ defmodule Kith do
   @spec delete(name, Address.given(), Address.given()) :: result(:deleted)
   def delete(name, address, peer),
     do: Peers.delete(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer))
+
+  @doc """
+  Says that the database was restored from a backup, and may be older than messages that were sent from it.
+
+  A ratchet that goes on from an older state uses message keys a second time. So the next message in every session
+  starts a new one, and one-time prekeys that may have been handed out meanwhile are not handed out again. Messages on
+  their way still open where their keys are there. Returns how many sessions are concerned.
+
+  It happens by itself where an older database is recognized when an instance starts, or PostgreSQL is failed over to
+  another server; the guide to backups says where that is.
+  """
+  @spec restored(name) :: result(%{sessions: non_neg_integer})
+  def restored(name), do: Installation.restored(Instance.fetch!(name))
 
   @doc """
   Tells whether messages of a kind of conversation must be encrypted.

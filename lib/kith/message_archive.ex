@@ -71,12 +71,29 @@ defmodule Kith.MessageArchive do
     end
   end
 
-  @doc "Stores the sender's own copy of a message, with those who were served, in the caller's transaction."
-  @spec put_sent(Instance.t(), Repo.repo(), Address.t(), target, [Address.t()], binary, integer) ::
-          :ok
-  def put_sent(_instance, _repo, _from, nil, _recipients, _plaintext, _sent_at), do: :ok
+  @doc """
+  Stores the sender's own copy of what a fan-out made, when someone was served or there is nobody to serve yet.
+  """
+  @spec put_results(Instance.t(), Repo.repo(), Address.t(), target, binary, [
+          {Address.t(), {:ok, Envelope.t()} | {:error, Error.t()}}
+        ]) :: :ok
+  def put_results(instance, repo, from, target, plaintext, results) do
+    case {for({address, {:ok, envelope}} <- results, do: {address, envelope.timestamp}), results} do
+      {[], []} ->
+        put_sent(instance, repo, from, target, plaintext, [], now())
 
-  def put_sent(instance, repo, from, target, recipients, plaintext, sent_at) do
+      {[], _all_failed} ->
+        :ok
+
+      {[{_, sent_at} | _] = sent, _} ->
+        put_sent(instance, repo, from, target, plaintext, Enum.map(sent, &elem(&1, 0)), sent_at)
+    end
+  end
+
+  @doc "Stores the sender's own copy of a message, with those who were served, in the caller's transaction."
+  @spec put_sent(Instance.t(), Repo.repo(), Address.t(), target, binary, [Address.t()], integer) ::
+          :ok
+  def put_sent(instance, repo, from, target, plaintext, recipients, sent_at) do
     row = %{message_id: :crypto.strong_rand_bytes(16), sender: nil, sent_at: sent_at}
     put(instance, repo, from, target, row, {recipients, plaintext})
   end

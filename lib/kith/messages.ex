@@ -2,7 +2,17 @@ defmodule Kith.Messages do
   @moduledoc false
   # encrypt, encrypt_group and decrypt: each one transaction, and durable before it answers.
 
-  alias Kith.{Address, Envelope, Error, Instance, MessageArchive, Registration, Telemetry}
+  alias Kith.{
+    Address,
+    Envelope,
+    Error,
+    Installation,
+    Instance,
+    MessageArchive,
+    Registration,
+    Telemetry
+  }
+
   alias Kith.Store.{Accounts, Prekeys, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
@@ -83,7 +93,7 @@ defmodule Kith.Messages do
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
         now = now()
-        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, now)
+        MessageArchive.put_sent(instance, repo, address, target, plaintext, [], now)
         {{:ok, [%{Envelope.new(address, address, :self, body) | timestamp: now}]}, []}
       else
         error -> {error, []}
@@ -91,22 +101,15 @@ defmodule Kith.Messages do
     end)
   end
 
-  # `whole` is the user of whom each device has to be reached, or nil.
-  defp fan_out(instance, {user, _} = from, members, plaintext, whole, target) do
+  defp fan_out(instance, from, members, plaintext, whole, target) do
     result =
       Instance.transaction(instance, fn repo ->
-        users = Enum.uniq([user | Enum.map(members, &of_user/1)])
-        devices = Accounts.devices(repo, users)
+        delivered = fan_out_in(instance, repo, from, members, plaintext, whole)
 
-        case Registration.local(devices[from]) do
-          {:ok, device} ->
-            instance
-            |> deliver(repo, {from, device}, members, devices, plaintext, whole)
-            |> keep(instance, repo, from, plaintext, target)
+        with {{:ok, {results, _claimed}}, _records} <- delivered,
+             do: MessageArchive.put_results(instance, repo, from, target, plaintext, results)
 
-          {:error, error} ->
-            {{:error, error}, []}
-        end
+        delivered
       end)
 
     with {:ok, {results, claimed}} <- result do
@@ -115,27 +118,26 @@ defmodule Kith.Messages do
     end
   end
 
-  # The sender's own copy, when someone was served or there is nobody yet.
-  defp keep(
-         {{:ok, {results, _claimed}}, _records} = delivered,
-         instance,
-         repo,
-         from,
-         plaintext,
-         target
-       ) do
-    sent = for {peer, {:ok, envelope}} <- results, do: {peer, envelope.timestamp}
+  @doc """
+  A fan-out in the caller's transaction. `whole` is the user of whom each device has to be reached, or nil.
 
-    if sent != [] or results == [] do
-      {served, times} = Enum.unzip(sent)
-      sent_at = List.first(times) || now()
-      MessageArchive.put_sent(instance, repo, from, target, served, plaintext, sent_at)
+  Returns `{:ok, {results, claimed}}` or an error, and what telemetry should say.
+  """
+  def fan_out_in(instance, repo, {user, _} = from, members, plaintext, whole) do
+    users = Enum.uniq([user | Enum.map(members, &of_user/1)])
+    {devices, timeline} = Accounts.devices_at(repo, users, Installation.question(instance))
+
+    case Registration.local(devices[from]) do
+      {:ok, device} ->
+        news = Installation.watch(instance, repo, timeline)
+        sender = {from, device}
+        {result, records} = deliver(instance, repo, sender, members, devices, plaintext, whole)
+        {result, news ++ records}
+
+      {:error, error} ->
+        {{:error, error}, []}
     end
-
-    delivered
   end
-
-  defp keep(failed, _instance, _repo, _from, _plaintext, _target), do: failed
 
   defp deliver(instance, repo, {{user, _} = from, _} = sender, members, devices, plaintext, whole) do
     own = if Enum.any?(members, &is_binary/1), do: others(from, devices), else: []

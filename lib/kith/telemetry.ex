@@ -29,6 +29,7 @@ defmodule Kith.Telemetry do
   | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
   | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
+  | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
 
   ## Measurements
@@ -36,7 +37,8 @@ defmodule Kith.Telemetry do
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
   together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
-  them that got an error. `sessions` counts the sessions established. `count` is how many one-time prekeys were
+  them that got an error. `sessions` counts the sessions established, or
+  those that start anew after a restored database. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
   claim. `messages` counts what a page has or what was shredded, `damaged` those of a page that do not open. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
   of last resort was.
@@ -55,7 +57,7 @@ defmodule Kith.Telemetry do
 
   ## Order
 
-  `:establish`, `:generate`, `:claim` and `:redelivery` are emitted once their transaction is committed, with the times at
+  `:establish`, `:generate`, `:claim`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
   held, but for `[:kith, :nif, :panic]`, and for all events of a call inside the application's own transaction.
   """

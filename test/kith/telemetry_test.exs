@@ -47,6 +47,7 @@ defmodule Kith.TelemetryTest do
     Kith.history!(kith, "ben", {:direct, "anna"})
     {:error, _} = Kith.history(kith, "nobody", "family")
     Kith.shred!(kith, "family")
+    Kith.restored!(kith)
     Kith.replenish!(kith, "ben")
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
