@@ -71,29 +71,12 @@ defmodule Kith.MessageArchive do
     end
   end
 
-  @doc """
-  Stores the sender's own copy of what a fan-out made, when someone was served or there is nobody to serve yet.
-  """
-  @spec put_results(Instance.t(), Repo.repo(), Address.t(), target, binary, [
-          {Address.t(), {:ok, Envelope.t()} | {:error, Error.t()}}
-        ]) :: :ok
-  def put_results(instance, repo, from, target, plaintext, results) do
-    case {for({address, {:ok, envelope}} <- results, do: {address, envelope.timestamp}), results} do
-      {[], []} ->
-        put_sent(instance, repo, from, target, plaintext, [], now())
-
-      {[], _all_failed} ->
-        :ok
-
-      {[{_, sent_at} | _] = sent, _} ->
-        put_sent(instance, repo, from, target, plaintext, Enum.map(sent, &elem(&1, 0)), sent_at)
-    end
-  end
-
   @doc "Stores the sender's own copy of a message, with those who were served, in the caller's transaction."
-  @spec put_sent(Instance.t(), Repo.repo(), Address.t(), target, binary, [Address.t()], integer) ::
+  @spec put_sent(Instance.t(), Repo.repo(), Address.t(), target, [Address.t()], binary, integer) ::
           :ok
-  def put_sent(instance, repo, from, target, plaintext, recipients, sent_at) do
+  def put_sent(_instance, _repo, _from, nil, _recipients, _plaintext, _sent_at), do: :ok
+
+  def put_sent(instance, repo, from, target, recipients, plaintext, sent_at) do
     row = %{message_id: :crypto.strong_rand_bytes(16), sender: nil, sent_at: sent_at}
     put(instance, repo, from, target, row, {recipients, plaintext})
   end
@@ -107,7 +90,7 @@ defmodule Kith.MessageArchive do
 
   # What a stranger wrote.
   defp sent_at(envelope) do
-    case envelope.timestamp do
+    case Map.get(envelope, :timestamp) do
       timestamp when timestamp in 0..@max_integer//1 -> timestamp
       _none -> nil
     end

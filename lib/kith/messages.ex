@@ -53,7 +53,7 @@ defmodule Kith.Messages do
   # All devices of the recipient or none: whoever wants to reach some of them asks for each. The sender's own others do
   # not stand in the way of a message.
   defp encrypt_to(instance, from, to, plaintext, target) do
-    with {:ok, results} <- fan_out(instance, from, [to], plaintext, of_user(to), target),
+    with {:ok, results} <- fan_out(instance, from, [to], plaintext, {of_user(to), target}),
          do: {:ok, for({_, {:ok, envelope}} <- results, do: envelope)}
   end
 
@@ -84,7 +84,7 @@ defmodule Kith.Messages do
   defp encrypt_each(instance, from, members, plaintext, target) do
     with :ok <- bounded(instance, plaintext),
          :ok <- bounded_recipients(members),
-         do: fan_out(instance, from, members, plaintext, nil, target)
+         do: fan_out(instance, from, members, plaintext, {nil, target})
   end
 
   defp seal_note(instance, {user, _} = address, plaintext, target) do
@@ -92,25 +92,18 @@ defmodule Kith.Messages do
       with {:ok, device} <- Registration.fetch_local(repo, address),
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
-        now = now()
-        MessageArchive.put_sent(instance, repo, address, target, plaintext, [], now)
-        {{:ok, [%{Envelope.new(address, address, :self, body) | timestamp: now}]}, []}
+        timestamp = Instance.timestamp(instance)
+        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, timestamp)
+        {{:ok, [Envelope.new(address, address, :self, body, timestamp)]}, []}
       else
         error -> {error, []}
       end
     end)
   end
 
-  defp fan_out(instance, from, members, plaintext, whole, target) do
+  defp fan_out(instance, from, members, plaintext, terms) do
     result =
-      Instance.transaction(instance, fn repo ->
-        delivered = fan_out_in(instance, repo, from, members, plaintext, whole)
-
-        with {{:ok, {results, _claimed}}, _records} <- delivered,
-             do: MessageArchive.put_results(instance, repo, from, target, plaintext, results)
-
-        delivered
-      end)
+      Instance.transaction(instance, &fan_out_in(instance, &1, from, members, plaintext, terms))
 
     with {:ok, {results, claimed}} <- result do
       Registration.replenish_low(instance, claimed)
@@ -119,11 +112,12 @@ defmodule Kith.Messages do
   end
 
   @doc """
-  A fan-out in the caller's transaction. `whole` is the user of whom each device has to be reached, or nil.
+  A fan-out in the caller's transaction, on terms: the user of whom each device has to be reached, or nil, and where the
+  sender's own copy goes.
 
   Returns `{:ok, {results, claimed}}` or an error, and what telemetry should say.
   """
-  def fan_out_in(instance, repo, {user, _} = from, members, plaintext, whole) do
+  def fan_out_in(instance, repo, {user, _} = from, members, plaintext, terms) do
     users = Enum.uniq([user | Enum.map(members, &of_user/1)])
     {devices, timeline} = Accounts.devices_at(repo, users, Installation.question(instance))
 
@@ -131,7 +125,7 @@ defmodule Kith.Messages do
       {:ok, device} ->
         news = Installation.watch(instance, repo, timeline)
         sender = {from, device}
-        {result, records} = deliver(instance, repo, sender, members, devices, plaintext, whole)
+        {result, records} = deliver(instance, repo, sender, members, devices, plaintext, terms)
         {result, news ++ records}
 
       {:error, error} ->
@@ -139,7 +133,7 @@ defmodule Kith.Messages do
     end
   end
 
-  defp deliver(instance, repo, {{user, _} = from, _} = sender, members, devices, plaintext, whole) do
+  defp deliver(instance, repo, {{user, _} = from, _} = sender, members, devices, plaintext, terms) do
     own = if Enum.any?(members, &is_binary/1), do: others(from, devices), else: []
 
     users =
@@ -157,7 +151,7 @@ defmodule Kith.Messages do
 
     with :ok <- bounded_recipients(peers) do
       rows = Map.new(peers, &{&1, row(rows, &1)})
-      send_all(instance, repo, sender, peers, rows, plaintext, whole)
+      send_all(instance, repo, sender, peers, rows, plaintext, terms)
     else
       error -> {error, []}
     end
@@ -183,8 +177,9 @@ defmodule Kith.Messages do
   end
 
   # Sorted, so that two fan-outs lock the rows they share in one order.
-  defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, whole) do
+  defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, {whole, target}) do
     now = now()
+    timestamp = Instance.timestamp(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
@@ -217,7 +212,8 @@ defmodule Kith.Messages do
         write(repo, from, rows, sent, now)
         released = release(repo, claimed, sent)
         renew_damaged(repo, from, sent, now)
-        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], now)})
+        keep_copy(instance, repo, from, target, sent, plaintext, timestamp)
+        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], timestamp)})
         claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
         {{:ok, {results, claimed}}, claims ++ first ++ second}
 
@@ -227,8 +223,16 @@ defmodule Kith.Messages do
         end)
 
         renew_damaged(repo, from, sent, now)
-        {envelope(instance, from, peer, sent[peer], now), first ++ second}
+        {envelope(instance, from, peer, sent[peer], timestamp), first ++ second}
     end
+  end
+
+  # Nobody may be in the group yet: what is said in it has been said. What reached none of them has not.
+  defp keep_copy(instance, repo, from, target, sent, plaintext, timestamp) do
+    served = for {peer, {:ok, _}} <- sent, do: peer
+
+    if served != [] or sent == %{},
+      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, timestamp)
   end
 
   # Whoever has to be reached and is not.
@@ -347,7 +351,7 @@ defmodule Kith.Messages do
     end
   end
 
-  defp envelope(_instance, from, to, {:ok, result}, now) do
+  defp envelope(_instance, from, to, {:ok, result}, timestamp) do
     {:ok,
      %Envelope{
        from: from,
@@ -355,12 +359,12 @@ defmodule Kith.Messages do
        type: result.type,
        body: result.body,
        version: result.version,
-       timestamp: now,
+       timestamp: timestamp,
        session_id: result.session_id
      }}
   end
 
-  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _now) do
+  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _timestamp) do
     why =
       if instance.options.minimum_version == 4,
         do: "they have no Kyber prekey, which :minimum_version asks for",
@@ -369,7 +373,7 @@ defmodule Kith.Messages do
     {:error, Error.new(:unsupported_version, why)}
   end
 
-  defp envelope(_instance, _from, to, {:error, reason}, _now),
+  defp envelope(_instance, _from, to, {:error, reason}, _timestamp),
     do: {:error, Error.new(reason, unreached(to, reason))}
 
   defp unreached({_, 1}, _reason), do: nil
@@ -402,6 +406,11 @@ defmodule Kith.Messages do
   defp parse(_other),
     do:
       raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
+
+  @doc "An envelope or its binary form, and the device it is for when a user was asked for."
+  def addressed(to, given) do
+    with {:ok, envelope} <- parse(given), do: {:ok, addressee(to, {:ok, envelope}), envelope}
+  end
 
   # Whoever asks for a user opens what any of their devices gets.
   defp addressee({_, _} = address, _parsed), do: address

@@ -47,6 +47,12 @@ defmodule Kith.TelemetryTest do
     Kith.history!(kith, "ben", {:direct, "anna"})
     {:error, _} = Kith.history(kith, "nobody", "family")
     Kith.shred!(kith, "family")
+    second = encrypt_one!(kith, "anna", "ben", "hello")
+    Kith.delete!(kith, "ben", "anna")
+    [report] = Kith.recover!(kith, "ben", second, Kith.Error.new(:session_not_found))
+    Kith.resend!(kith, "anna", report)
+    {:error, _} = Kith.recover(kith, "ben", second, Kith.Error.new(:locked))
+    {:error, _} = Kith.resend(kith, "anna", second)
     Kith.restored!(kith)
     Kith.replenish!(kith, "ben")
     :ok = Native.panic_arm("session_encrypt", 1)
@@ -55,6 +61,8 @@ defmodule Kith.TelemetryTest do
     for name <- [
           [:session, :encrypt],
           [:session, :decrypt],
+          [:session, :recover],
+          [:session, :resend],
           [:group, :encrypt],
           [:archive, :history],
           [:archive, :shred]
@@ -152,7 +160,7 @@ defmodule Kith.TelemetryTest do
   test "the archive says how much it showed, what it answered a second time and what it shredded",
        %{kith: kith} do
     register!(kith, ~w(anna ben))
-    envelope = encrypt_one!(kith, "anna", "ben", "hello")
+    [envelope] = Kith.encrypt!(kith, "anna", "ben", "hello")
     "hello" = Kith.decrypt!(kith, "ben", envelope)
     received(kith)
 
