@@ -70,6 +70,9 @@ defmodule Kith do
     * `:expires_in` - seconds after which this copy disappears, from now on. The other sides decide for theirs. It does not
       outlive the retention of the instance.
 
+  What another device of the same user has sent arrives in an envelope to this one, which does not say for whom it
+  was: give `:thread` to `decrypt/4`, or it is kept in the user's thread with themselves.
+
   Each device has a history of its own. What disappeared is in neither the history nor the answer to a second delivery, from
   the moment its time is over, and is deleted soon after.
 
