@@ -23,6 +23,19 @@ defmodule Kith.Telemetry do
   | `[:kith, :prekeys, :claim, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining`, `kyber_count`, `kyber_remaining` | the same, `result`, `reason` |
   | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
+  | `[:kith, :session, :recover, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :session, :recover, :stop]` | `monotonic_time`, `duration`, `reports` | the same, `cause`, `result`, `reason` |
+  | `[:kith, :session, :recover, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :session, :resend, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :session, :resend, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `renewed`, `result`, `reason` |
+  | `[:kith, :session, :resend, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :history, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :archive, :history, :stop]` | `monotonic_time`, `duration`, `messages`, `damaged`, `plaintext_size` | the same, `result`, `reason` |
+  | `[:kith, :archive, :history, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :shred, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
+  | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
 
   ## Measurements
@@ -30,10 +43,10 @@ defmodule Kith.Telemetry do
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
   together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
-  them that got an error. `sessions` counts the sessions established, or
+  them that got an error. `reports` and `messages` count the envelopes to deliver. `sessions` counts the sessions established, or
   those that start anew after a restored database. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
-  claim. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
+  claim. `messages` counts what a page has or what was shredded, `damaged` those of a page that do not open. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
   of last resort was.
 
   ## Metadata
@@ -42,14 +55,16 @@ defmodule Kith.Telemetry do
   whose prekey it is), `peer_id` and `peer_device_id` the other side; the device is `nil` where a user with all their
   devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
-  `role` is `:initiator` or `:responder`. `function` is the name of the native function. There is
+  In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
+  `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
+  next message starts a new session. `function` is the name of the native function. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.
 
   ## Order
 
-  `:establish`, `:generate`, `:claim` and `:restored` are emitted once their transaction is committed, with the times at
+  `:establish`, `:generate`, `:claim`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
   held, but for `[:kith, :nif, :panic]`, and for all events of a call inside the application's own transaction.
   """
