@@ -109,7 +109,8 @@ defmodule Kith.Messages do
     {unregistered, ready} =
       Enum.split_with(peers, &(rows[&1].state == nil and not is_map_key(claimed, &1)))
 
-    {sent, first} = send_to(instance, sender, ready, rows, claimed, plaintext, now)
+    {rows, sent, first} =
+      send_to_fresh(instance, repo, sender, ready, rows, claimed, plaintext, now)
 
     # A session nobody answered in for 30 days says :session_not_found: start a new one.
     unanswered = for {peer, {:error, :session_not_found}} <- sent, peer not in cold, do: peer
@@ -129,6 +130,26 @@ defmodule Kith.Messages do
 
     claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
     {{:ok, {results, claimed}}, claims ++ first ++ second}
+  end
+
+  # What does not open may be a row that was waited for beside a braid of before, see Sessions.fetch_many/3.
+  defp send_to_fresh(
+         instance,
+         repo,
+         {from, _device} = sender,
+         peers,
+         rows,
+         claimed,
+         plaintext,
+         now
+       ) do
+    {sent, records} = send_to(instance, sender, peers, rows, claimed, plaintext, now)
+    broken = for {peer, {:error, :corrupted_state}} <- sent, do: peer
+    read_again = if broken == [], do: %{}, else: Sessions.fetch_many(repo, from, broken)
+    changed = Enum.filter(broken, &(read_again[&1] != rows[&1]))
+    rows = Map.merge(rows, Map.take(read_again, changed))
+    {resent, more} = send_to(instance, sender, changed, rows, claimed, plaintext, now)
+    {rows, Enum.reject(sent, &(elem(&1, 0) in changed)) ++ resent, records ++ more}
   end
 
   defp send_to(_instance, _sender, [], _rows, _claimed, _plaintext, _now), do: {[], []}

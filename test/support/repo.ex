@@ -14,7 +14,15 @@ defmodule Kith.Test.Repo do
   def query(sql, params, log: false) do
     {handle, intercept} = :persistent_term.get(__MODULE__)
     # The words SQLite does not know.
-    sql = String.replace(sql, ~r/ FOR UPDATE( SKIP LOCKED)?/, "")
+    sql =
+      sql
+      |> String.replace(~r/ FOR UPDATE( OF s)?( SKIP LOCKED)?/, "")
+      |> String.replace(~r/SELECT pg_advisory_xact_lock\(\d+\)/, "SELECT NULL")
+      |> String.replace(
+        "to_regclass($1) IS NOT NULL",
+        "EXISTS (SELECT 1 FROM sqlite_master WHERE name = $1)"
+      )
+
     intercept.(sql, fn -> SQLite.query(handle, sql, Enum.map(params, &param/1)) end)
   end
 
@@ -26,6 +34,11 @@ defmodule Kith.Test.Repo do
   def in_transaction? do
     {handle, _} = :persistent_term.get(__MODULE__)
     SQLite.in_transaction?(handle)
+  end
+
+  def rollback(value) do
+    {handle, _} = :persistent_term.get(__MODULE__)
+    SQLite.rollback(handle, value)
   end
 
   defp pass(_sql, run), do: run.()

@@ -30,28 +30,25 @@ defmodule Kith.Store.Sessions do
   LEFT JOIN kith.signal_braids b USING (user_id, device_id, peer_id, peer_device_id)
   """
 
-  @doc "The session rows of one device with many peers, by address, locked in the order of the key."
+  @doc """
+  The session rows of one device with many peers, by address, locked in the order of the key, in one statement.
+
+  PostgreSQL shows a row it had to wait for as it is then, and the braid beside it as it was when the statement began: such
+  a pair does not open. Read again, under the lock that is held now, they fit.
+  """
   @spec fetch_many(Repo.repo(), Address.t(), [Address.t()]) :: %{Address.t() => row}
   def fetch_many(repo, {user, device}, peers) do
     users = peers |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
 
-    with_users = """
-    WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
-    """
-
-    locked =
-      "SELECT generation FROM kith.signal_sessions #{with_users} ORDER BY peer_id, peer_device_id"
-
     sql = """
     SELECT peer_id, peer_device_id, generation, state, identity, session_id, revision, braid
-    FROM #{@with_braid} #{with_users}
+    FROM #{@with_braid}
+    WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
+    ORDER BY peer_id, peer_device_id#{Repo.lock_of(repo, "s")}
     """
 
-    params = [user, device | users]
-    Repo.lock_rows(repo, locked, params)
-
     found =
-      for [peer, peer_device | row] <- Repo.rows(repo, sql, params),
+      for [peer, peer_device | row] <- Repo.rows(repo, sql, [user, device | users]),
           into: %{},
           do: {{peer, peer_device}, row(row)}
 

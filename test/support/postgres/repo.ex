@@ -56,7 +56,7 @@ defmodule Kith.Test.Postgres.Repo do
     end
   end
 
-  @doc "A function of the statement and of another that runs it."
+  @doc "A function of the statement and of another that runs it, which returns a result or `{:instead, sql}`."
   def intercept(repo, fun), do: :persistent_term.put({repo, :intercept}, fun)
 
   defp run(repo, connection, sql, params) do
@@ -65,17 +65,20 @@ defmodule Kith.Test.Postgres.Repo do
         Connection.query(connection, sql, params)
 
       intercept ->
-        Process.put({repo, :ran}, {nil, connection})
+        Process.put({repo, :connection}, connection)
+
+        run = fn sql, params ->
+          {result, connection} = Connection.query(Process.get({repo, :connection}), sql, params)
+
+          Process.put({repo, :connection}, connection)
+          result
+        end
 
         result =
-          intercept.(sql, fn ->
-            {result, _connection} = ran = Connection.query(connection, sql, params)
-            Process.put({repo, :ran}, ran)
-            result
-          end)
+          with {:instead, other} <- intercept.(sql, fn -> run.(sql, params) end),
+               do: run.(other, [])
 
-        {_, connection} = Process.delete({repo, :ran})
-        {result, connection}
+        {result, Process.delete({repo, :connection})}
     end
   end
 
