@@ -2,47 +2,69 @@ defmodule Kith.Messages do
   @moduledoc false
   # encrypt, encrypt_group and decrypt: each one transaction, and durable before it answers.
 
-  alias Kith.{Address, Envelope, Error, Instance, Registration, Telemetry}
+  alias Kith.{
+    Address,
+    Envelope,
+    Error,
+    Installation,
+    Instance,
+    MessageArchive,
+    Registration,
+    Telemetry
+  }
+
   alias Kith.Store.{Accounts, Prekeys, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
-  @max_members 1_000
+  @max_recipients 1_000
 
   # The engine may ask for the archive, then for the keys of the message, then for chunks.
   @max_needs 3
 
-  @type results :: %{Address.t() => {:ok, Envelope.t()} | {:error, Error.t()}}
+  @typedoc "Whom a message is for: a user, with all their devices, or one device."
+  @type member :: Address.user() | Address.t()
 
-  def encrypt(instance, from, to, plaintext) do
+  def encrypt(instance, from, to, plaintext, options) do
+    target = MessageArchive.target(instance, from, to, options)
     metadata = Map.merge(local(instance, from), peer(to))
 
     Telemetry.span([:kith, :session, :encrypt], metadata, fn ->
-      result = encrypt_one(instance, from, to, plaintext)
+      result = encrypt_one(instance, from, to, plaintext, target)
 
-      type =
+      {envelopes, type} =
         case result do
-          {:ok, envelope} -> envelope.type
-          {:error, _} -> nil
+          {:ok, [%{type: type} | _] = envelopes} -> {Enum.map(envelopes, &{:ok, &1}), type}
+          _nothing_sent -> {[], nil}
         end
 
-      {result, sizes(plaintext, [result]), Map.put(Telemetry.outcome(result), :type, type)}
+      measurements = Map.put(sizes(plaintext, envelopes), :recipients, length(envelopes))
+      {result, measurements, Map.put(Telemetry.outcome(result), :type, type)}
     end)
   end
 
-  defp encrypt_one(instance, from, to, plaintext) do
+  defp encrypt_one(instance, {user, _} = from, to, plaintext, target) do
     with :ok <- bounded(instance, plaintext) do
-      if from == to do
-        seal_note(instance, from, plaintext)
-      else
-        with {:ok, %{^to => result}} <- fan_out(instance, from, [to], plaintext), do: result
-      end
+      if to in [user, from],
+        do: seal_note(instance, from, plaintext, target),
+        else: encrypt_to(instance, from, to, plaintext, target)
     end
   end
 
-  def encrypt_group(instance, from, members, plaintext) do
+  # All devices of the recipient or none: whoever wants to reach some of them asks for each. The sender's own others do
+  # not stand in the way of a message.
+  defp encrypt_to(instance, from, to, plaintext, target) do
+    with {:ok, results} <- fan_out(instance, from, [to], plaintext, {of_user(to), target}),
+         do: {:ok, for({_, {:ok, envelope}} <- results, do: envelope)}
+  end
+
+  defp of_user({user, _}), do: user
+  defp of_user(user), do: user
+
+  def encrypt_group(instance, from, members, plaintext, options) do
+    target = MessageArchive.target(instance, from, nil, options)
+
     Telemetry.span([:kith, :group, :encrypt], local(instance, from), fn ->
-      members = members |> Enum.uniq_by(&elem(&1, 1)) |> Enum.reject(&(elem(&1, 1) == from))
-      result = encrypt_each(instance, from, members, plaintext)
+      result = encrypt_each(instance, from, members, plaintext, target)
 
       each =
         case result do
@@ -53,44 +75,35 @@ defmodule Kith.Messages do
       measurements =
         plaintext
         |> sizes(each)
-        |> Map.merge(%{recipients: length(members), failed: Enum.count(each, &failed?/1)})
+        |> Map.merge(%{recipients: length(each), failed: Enum.count(each, &failed?/1)})
 
       {result, measurements, Telemetry.outcome(result)}
     end)
   end
 
-  defp encrypt_each(instance, from, members, plaintext) do
+  defp encrypt_each(instance, from, members, plaintext, target) do
     with :ok <- bounded(instance, plaintext),
-         :ok <- bounded_members(members),
-         {:ok, results} <- fan_out(instance, from, Enum.map(members, &elem(&1, 1)), plaintext) do
-      {:ok, Enum.map(members, fn {given, address} -> {given, Map.fetch!(results, address)} end)}
-    end
+         :ok <- bounded_recipients(members),
+         do: fan_out(instance, from, members, plaintext, {nil, target})
   end
 
-  defp seal_note(instance, {user, _} = address, plaintext) do
+  defp seal_note(instance, {user, _} = address, plaintext, target) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, address),
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
-        {{:ok, Envelope.new(address, address, :self, body)}, []}
+        now = now()
+        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, now)
+        {{:ok, [%{Envelope.new(address, address, :self, body) | timestamp: now}]}, []}
       else
         error -> {error, []}
       end
     end)
   end
 
-  # Sorted, so that two fan-outs lock the rows they share in one order.
-  defp fan_out(instance, from, peers, plaintext) do
+  defp fan_out(instance, from, members, plaintext, terms) do
     result =
-      Instance.transaction(instance, fn repo ->
-        case Registration.fetch_local(repo, from) do
-          {:ok, device} ->
-            deliver(instance, repo, {from, device}, Enum.sort(peers), plaintext)
-
-          {:error, error} ->
-            {{:error, error}, []}
-        end
-      end)
+      Instance.transaction(instance, &fan_out_in(instance, &1, from, members, plaintext, terms))
 
     with {:ok, {results, claimed}} <- result do
       Registration.replenish_low(instance, claimed)
@@ -98,16 +111,84 @@ defmodule Kith.Messages do
     end
   end
 
-  defp deliver(_instance, _repo, _sender, [], _plaintext), do: {{:ok, {%{}, %{}}}, []}
+  @doc """
+  A fan-out in the caller's transaction, on terms: the user of whom each device has to be reached, or nil, and where the
+  sender's own copy goes.
 
-  defp deliver(instance, repo, {from, _device} = sender, peers, plaintext) do
+  Returns `{:ok, {results, claimed}}` or an error, and what telemetry should say.
+  """
+  def fan_out_in(instance, repo, {user, _} = from, members, plaintext, terms) do
+    users = Enum.uniq([user | Enum.map(members, &of_user/1)])
+    {devices, timeline} = Accounts.devices_at(repo, users, Installation.question(instance))
+
+    case Registration.local(devices[from]) do
+      {:ok, device} ->
+        news = Installation.watch(instance, repo, timeline)
+        sender = {from, device}
+        {result, records} = deliver(instance, repo, sender, members, devices, plaintext, terms)
+        {result, news ++ records}
+
+      {:error, error} ->
+        {{:error, error}, []}
+    end
+  end
+
+  defp deliver(instance, repo, {{user, _} = from, _} = sender, members, devices, plaintext, terms) do
+    own = if Enum.any?(members, &is_binary/1), do: others(from, devices), else: []
+
+    users =
+      for member <- members, other = of_user(member), other != user or is_tuple(member), do: other
+
+    users = Enum.uniq(if own == [], do: users, else: [user | users])
+    rows = Sessions.fetch_many(repo, from, users)
+
+    peers =
+      members
+      |> Enum.flat_map(&addresses(&1, user, devices, rows))
+      |> Enum.concat(own)
+      |> Enum.uniq()
+      |> List.delete(from)
+
+    with :ok <- bounded_recipients(peers) do
+      rows = Map.new(peers, &{&1, row(rows, &1)})
+      send_all(instance, repo, sender, peers, rows, plaintext, terms)
+    else
+      error -> {error, []}
+    end
+  end
+
+  defp others({user, _} = from, devices),
+    do: devices |> Map.keys() |> Enum.filter(&(elem(&1, 0) == user and &1 != from)) |> Enum.sort()
+
+  defp addresses({_, _} = address, _sender, _devices, _rows), do: [address]
+  defp addresses(sender, sender, _devices, _rows), do: []
+
+  # A user who has no keys here may be known by sessions all the same.
+  defp addresses(user, _sender, devices, rows) do
+    with [] <- for({{^user, _} = address, _} <- devices, do: address),
+         [] <- for({{^user, _} = address, %{state: <<_, _::binary>>}} <- rows, do: address),
+         do: [{user, 1}],
+         else: (addresses -> Enum.sort(addresses))
+  end
+
+  defp row(rows, peer) do
+    row = Map.get_lazy(rows, peer, &Sessions.none/0)
+    Map.put(row, :sibling, if(row.identity == nil, do: Sessions.sibling(rows, peer)))
+  end
+
+  # Sorted, so that two fan-outs lock the rows they share in one order.
+  defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, {whole, target}) do
     now = now()
-    rows = Sessions.fetch_many(repo, from, peers)
-    cold = Enum.filter(peers, &(rows[&1].state == nil))
+    sorted = Enum.sort(peers)
+    cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
 
+    # One that is only old goes on when there is nothing to start anew from.
     {unregistered, ready} =
-      Enum.split_with(peers, &(rows[&1].state == nil and not is_map_key(claimed, &1)))
+      Enum.split_with(
+        sorted,
+        &(must_start?(rows[&1]) and not is_map_key(claimed, &1))
+      )
 
     {rows, sent, first} =
       send_to_fresh(instance, repo, sender, ready, rows, claimed, plaintext, now)
@@ -119,17 +200,60 @@ defmodule Kith.Messages do
     {resent, second} = send_to(instance, sender, again, rows, reclaimed, plaintext, now)
 
     claimed = Map.merge(claimed, reclaimed)
-    sent = Map.merge(Map.new(sent), Map.new(resent))
-    write(repo, from, rows, sent, now)
-    released = release(repo, claimed, sent)
 
-    results =
+    sent =
       sent
-      |> Map.new(fn {peer, result} -> {peer, envelope(instance, from, peer, result)} end)
-      |> Map.merge(Map.new(unregistered, &{&1, {:error, Error.new(:not_registered)}}))
+      |> Map.new()
+      |> Map.merge(Map.new(resent))
+      |> Map.merge(Map.new(unregistered, &{&1, {:error, :not_registered}}))
 
-    claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
-    {{:ok, {results, claimed}}, claims ++ first ++ second}
+    case failure(peers, sent, whole) do
+      nil ->
+        write(repo, from, rows, sent, now)
+        released = release(repo, claimed, sent)
+        renew_damaged(repo, from, sent, now)
+        keep_copy(instance, repo, from, target, sent, plaintext, now)
+        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], now)})
+        claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
+        {{:ok, {results, claimed}}, claims ++ first ++ second}
+
+      peer ->
+        Enum.each(claimed, fn {address, prekeys} ->
+          Registration.release(repo, address, prekeys)
+        end)
+
+        renew_damaged(repo, from, sent, now)
+        {envelope(instance, from, peer, sent[peer], now), first ++ second}
+    end
+  end
+
+  # Nobody may be in the group yet: what is said in it has been said. What reached none of them has not.
+  defp keep_copy(instance, repo, from, target, sent, plaintext, now) do
+    served = for {peer, {:ok, _}} <- sent, do: peer
+
+    if served != [] or sent == %{},
+      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, now)
+  end
+
+  # Whoever has to be reached and is not.
+  defp failure(_peers, _sent, nil), do: nil
+
+  defp failure(peers, sent, user),
+    do: Enum.find(peers, &(elem(&1, 0) == user and failed?(sent[&1])))
+
+  defp must_start?(row), do: row.state == nil or row.renew_since != nil
+
+  defp cold?(instance, row, now) do
+    must_start?(row) or
+      (row.established_at != nil and
+         max(row.established_at, row.received_at || 0) <
+           now - instance.options.refresh_after * 1_000)
+  end
+
+  # A state that does not open is not sent from: the error tells of it, and the next message starts a new session.
+  defp renew_damaged(repo, from, sent, now) do
+    damaged = for {peer, {:error, :corrupted_state}} <- sent, do: peer
+    Sessions.renew(repo, from, damaged, now)
   end
 
   # What does not open may be a row that was waited for beside a braid of before, see Sessions.fetch_many/3.
@@ -145,9 +269,9 @@ defmodule Kith.Messages do
        ) do
     {sent, records} = send_to(instance, sender, peers, rows, claimed, plaintext, now)
     broken = for {peer, {:error, :corrupted_state}} <- sent, do: peer
-    read_again = if broken == [], do: %{}, else: Sessions.fetch_many(repo, from, broken)
-    changed = Enum.filter(broken, &(read_again[&1] != rows[&1]))
-    rows = Map.merge(rows, Map.take(read_again, changed))
+    read_again = Sessions.fetch_many(repo, from, broken |> Enum.map(&of_user/1) |> Enum.uniq())
+    changed = for peer <- broken, row = row(read_again, peer), row != rows[peer], do: peer
+    rows = Enum.reduce(changed, rows, &Map.put(&2, &1, row(read_again, &1)))
     {resent, more} = send_to(instance, sender, changed, rows, claimed, plaintext, now)
     {rows, Enum.reject(sent, &(elem(&1, 0) in changed)) ++ resent, records ++ more}
   end
@@ -215,12 +339,17 @@ defmodule Kith.Messages do
     done = for {peer, {:ok, result}} <- Enum.sort(sent), do: {peer, result}
 
     sessions =
-      for {peer, result} <- done do
-        row = rows[peer]
-        {peer, row.generation + 1, result.state, result.identity || row.identity}
-      end
+      Enum.group_by(done, fn {_, result} -> result.established end, fn {peer, result} ->
+        {peer, rows[peer].generation + 1, result.state, result.identity || rows[peer].identity}
+      end)
 
-    if Sessions.put(repo, from, sessions, now) != length(sessions), do: raise(Error.new(:stale))
+    begun = [renew_since: nil, established_at: now, received_at: nil]
+
+    written =
+      Sessions.put(repo, from, sessions[false] || [], now) +
+        Sessions.put(repo, from, sessions[true] || [], now, begun)
+
+    if written != length(done), do: raise(Error.new(:stale))
 
     braids = for {peer, %{braid: {_, _, _} = braid}} <- done, do: {peer, braid}
     Sessions.put_braids(repo, from, braids)
@@ -242,7 +371,7 @@ defmodule Kith.Messages do
     end
   end
 
-  defp envelope(_instance, from, to, {:ok, result}) do
+  defp envelope(_instance, from, to, {:ok, result}, now) do
     {:ok,
      %Envelope{
        from: from,
@@ -250,11 +379,12 @@ defmodule Kith.Messages do
        type: result.type,
        body: result.body,
        version: result.version,
+       timestamp: now,
        session_id: result.session_id
      }}
   end
 
-  defp envelope(instance, _from, _to, {:error, :unsupported_version}) do
+  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _now) do
     why =
       if instance.options.minimum_version == 4,
         do: "they have no Kyber prekey, which :minimum_version asks for",
@@ -263,10 +393,15 @@ defmodule Kith.Messages do
     {:error, Error.new(:unsupported_version, why)}
   end
 
-  defp envelope(_instance, _from, _to, {:error, reason}), do: {:error, Error.new(reason)}
+  defp envelope(_instance, _from, to, {:error, reason}, _now),
+    do: {:error, Error.new(reason, unreached(to, reason))}
 
-  def decrypt(instance, to, given) do
+  defp unreached({_, 1}, _reason), do: nil
+  defp unreached({_, device}, _reason), do: "of device #{device}"
+
+  def decrypt(instance, to, given, options) do
     parsed = parse(given)
+    to = addressee(to, parsed)
 
     metadata =
       case parsed do
@@ -278,7 +413,7 @@ defmodule Kith.Messages do
       [:kith, :session, :decrypt],
       Map.merge(local(instance, to), metadata),
       fn ->
-        result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope)
+        result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope, options)
         plaintext = with {:ok, plaintext} <- result, do: plaintext
         {result, sizes(plaintext, [parsed]), Telemetry.outcome(result)}
       end
@@ -292,10 +427,18 @@ defmodule Kith.Messages do
     do:
       raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
 
-  defp open(_instance, to, %Envelope{to: other}) when other != to,
+  # Whoever asks for a user opens what any of their devices gets.
+  defp addressee({_, _} = address, _parsed), do: address
+  defp addressee(user, {:ok, %Envelope{to: {user, _} = to}}), do: to
+  defp addressee(user, _parsed), do: {user, 1}
+
+  defp open(_instance, _to, %Envelope{type: :report}, _options),
+    do: {:error, Error.new(:malformed, "this is a report: give it to Kith.resend/3")}
+
+  defp open(_instance, to, %Envelope{to: other}, _options) when other != to,
     do: {:error, Error.new(:malformed, "the envelope is addressed to another device")}
 
-  defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope) do
+  defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope, _options) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, to) do
         {native(instance, :self_open, [{user, device.data_key}, envelope.body]), []}
@@ -305,22 +448,22 @@ defmodule Kith.Messages do
     end)
   end
 
-  defp open(instance, to, envelope) do
+  defp open(instance, to, envelope, options) do
     # A stranger's bytes are looked at before the database is held.
     with {:ok, header} <- inspect_message(instance, envelope) do
       Instance.transaction(instance, fn repo ->
         case Registration.fetch_local(repo, to) do
-          {:ok, device} -> receive_in(instance, repo, {to, device}, envelope, header)
+          {:ok, device} -> receive_in(instance, repo, {to, device}, envelope, header, options)
           {:error, error} -> {{:error, error}, []}
         end
       end)
     end
   end
 
-  defp receive_in(instance, repo, {to, device}, envelope, header) do
+  defp receive_in(instance, repo, {to, device}, envelope, header, options) do
     now = now()
     from = envelope.from
-    session = Sessions.fetch(repo, to, from)
+    session = with_sibling(Sessions.fetch(repo, to, from), repo, to, from)
     loaded = private_halves(instance, repo, to, header, now)
     archive = if envelope.type == :prekey, do: Sessions.archive(repo, to, from)
     parts = Sessions.peer(session, from, Map.put(loaded, :archive, archive))
@@ -339,11 +482,18 @@ defmodule Kith.Messages do
          :ok <- unused_base_key(repo, to, opened) do
       commit(repo, to, from, session, opened, now)
       if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
+      MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
       {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
     else
-      error -> {error, []}
+      {:error, error} -> MessageArchive.answer(instance, repo, to, envelope, error)
     end
   end
+
+  # What is remembered of another device of the sender, asked for when a device is met.
+  defp with_sibling(%{identity: nil} = session, repo, to, {user, _} = from),
+    do: Map.put(session, :sibling, Sessions.sibling(Sessions.fetch_many(repo, to, [user]), from))
+
+  defp with_sibling(session, _repo, _to, _from), do: session
 
   # The first message of a peer of whom nothing is remembered: an envelope says who it is from, and nothing
   # but the keys that are registered or published here can tell whether that is so. Asked once the
@@ -412,7 +562,11 @@ defmodule Kith.Messages do
     # First, so that of two first messages of one session the later finds the session when it is tried again.
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
-    if Sessions.put(repo, to, [row], now) != 1, do: raise(Error.new(:stale))
+    begun = if opened.established, do: [renew_since: nil, established_at: now], else: []
+
+    if Sessions.put(repo, to, [row], now, [{:received_at, now} | begun]) != 1,
+      do: raise(Error.new(:stale))
+
     if opened.braid, do: Sessions.put_braids(repo, to, [{from, opened.braid}])
 
     with {_, _} = base_key <- opened.base_key do
@@ -467,8 +621,8 @@ defmodule Kith.Messages do
       else: {:error, Error.new(:too_large)}
   end
 
-  defp bounded_members(members) do
-    if length(members) <= @max_members, do: :ok, else: {:error, Error.new(:too_large)}
+  defp bounded_recipients(recipients) do
+    if length(recipients) <= @max_recipients, do: :ok, else: {:error, Error.new(:too_large)}
   end
 
   defp sizes(plaintext, results) do
@@ -488,6 +642,7 @@ defmodule Kith.Messages do
     do: %{instance: instance.name, user_id: user, device_id: device}
 
   defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
+  defp peer(user), do: %{peer_id: user, peer_device_id: nil}
 
   defp now, do: System.system_time(:millisecond)
 end

@@ -45,6 +45,8 @@ defmodule Kith.Options do
     * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
       sooner. Default 604,800 (7 days).
+    * `:refresh_after` - seconds without a message from a peer after which the next message to them starts a new
+      session, so that one that only one side uses does not stay unhealed. Default 2,592,000 (30 days).
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
     * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
       here. An envelope says who it is from, and only keys known here can tell whether that is so.
@@ -53,12 +55,23 @@ defmodule Kith.Options do
     * `:max_attempts` - how often a call that lost the race for a session is tried before `:stale`.
       Default 5.
 
+  ## Message archive
+
+    * `:archive` - whether plaintexts are kept, sealed under a key of their conversation, so that a second delivery
+      answers with the plaintext and `Kith.history/4` has something to show. `false` (default); `true`, for ever; or
+      `[retention: seconds]`, after which a message disappears. A retention holds for what is written from then on.
+      What is kept can be read by a thief of the database *and* the key-encryption key: see "Message archive" in
+      `Kith`.
+
   ## Other
 
     * `:name` - any term. `Kith` by default; a module that says `use Kith` is its own name.
   """
 
   alias Kith.Validation
+
+  # A hundred years.
+  @max_seconds 3_155_760_000
 
   @derive {Inspect, except: [:keys]}
   defstruct name: Kith,
@@ -72,9 +85,11 @@ defmodule Kith.Options do
             one_time_kyber_prekeys: 20,
             replenish_below: 20,
             prekey_grace_period: 604_800,
+            refresh_after: 2_592_000,
             max_plaintext: 65_536,
             unknown_senders: :refuse,
-            max_attempts: 5
+            max_attempts: 5,
+            archive: false
 
   @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
 
@@ -90,9 +105,11 @@ defmodule Kith.Options do
           one_time_kyber_prekeys: 0..1000,
           replenish_below: 0..1000,
           prekey_grace_period: non_neg_integer,
+          refresh_after: pos_integer,
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
-          max_attempts: pos_integer
+          max_attempts: pos_integer,
+          archive: false | [retention: nil | pos_integer]
         }
 
   @doc """
@@ -111,7 +128,7 @@ defmodule Kith.Options do
     with :ok <- Validation.validate(options, schema()),
          :ok <- one_store(options),
          :ok <- keys_given(options),
-         struct = struct!(__MODULE__, options),
+         struct = struct!(__MODULE__, archive_settings(options)),
          :ok <- threshold(struct) do
       {:ok, struct}
     end
@@ -125,6 +142,9 @@ defmodule Kith.Options do
       {:error, message} -> raise ArgumentError, message
     end
   end
+
+  @doc false
+  def max_seconds, do: @max_seconds
 
   @doc false
   # Options of `use`, then the environment of the application, then the child specification.
@@ -188,10 +208,30 @@ defmodule Kith.Options do
       one_time_kyber_prekeys: {:integer, 0..1000},
       replenish_below: {:integer, 0..1000},
       prekey_grace_period: {:integer, 0..31_536_000},
+      refresh_after: {:integer, 3_600..31_536_000},
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
-      max_attempts: {:integer, 1..100}
+      max_attempts: {:integer, 1..100},
+      archive: {:custom, &archive/1}
     ]
+  end
+
+  defp archive(archive) when is_boolean(archive), do: :ok
+  defp archive([]), do: :ok
+  defp archive(retention: nil), do: :ok
+  defp archive(retention: seconds) when seconds in 1..@max_seconds//1, do: :ok
+
+  defp archive(other) do
+    {:error,
+     "expected :archive to be true, false or [retention: seconds] with 1 to #{@max_seconds} seconds, " <>
+       "got: #{inspect(other)}"}
+  end
+
+  defp archive_settings(options) do
+    case options[:archive] do
+      true -> Keyword.put(options, :archive, [])
+      _ -> options
+    end
   end
 
   defp one_store(options) do

@@ -8,7 +8,7 @@ defmodule Kith.Telemetry do
   | event | measurements | metadata |
   | --- | --- | --- |
   | `[:kith, :session, :encrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
-  | `[:kith, :session, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason`, `type` |
+  | `[:kith, :session, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size`, `recipients` | the same, `result`, `reason`, `type` |
   | `[:kith, :session, :encrypt, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :session, :decrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `type` |
   | `[:kith, :session, :decrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason` |
@@ -22,23 +22,34 @@ defmodule Kith.Telemetry do
   | `[:kith, :prekeys, :generate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
   | `[:kith, :prekeys, :claim, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining`, `kyber_count`, `kyber_remaining` | the same, `result`, `reason` |
+  | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
+  | `[:kith, :archive, :history, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :archive, :history, :stop]` | `monotonic_time`, `duration`, `messages`, `damaged`, `plaintext_size` | the same, `result`, `reason` |
+  | `[:kith, :archive, :history, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :shred, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
+  | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
 
   ## Measurements
 
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
-  together; both are 0 where there is none. `recipients` counts those addressed, `failed` those of
-  them that got an error. `sessions` counts the sessions established. `count` is how many one-time prekeys were
+  together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
+  them that got an error. `sessions` counts the sessions established, or
+  those that start anew after a restored database. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
-  claim. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
+  claim. `messages` counts what a page has or what was shredded, `damaged` those of a page that do not open. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
   of last resort was.
 
   ## Metadata
 
   `instance` is the name of the instance. `user_id` and `device_id` say whose keys did the work (in a claim:
-  whose prekey it is), `peer_id` and `peer_device_id` the other side. `result` is `:ok` or `:error`; `reason`
+  whose prekey it is), `peer_id` and `peer_device_id` the other side; the device is `nil` where a user with all their
+  devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
+  In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `function` is the name of the native function. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
@@ -46,7 +57,7 @@ defmodule Kith.Telemetry do
 
   ## Order
 
-  `:establish`, `:generate` and `:claim` are emitted once their transaction is committed, with the times at
+  `:establish`, `:generate`, `:claim`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
   held, but for `[:kith, :nif, :panic]`, and for all events of a call inside the application's own transaction.
   """
@@ -55,7 +66,9 @@ defmodule Kith.Telemetry do
 
   @typedoc false
   # What happened inside a transaction, kept until it is committed.
-  @type recorded :: {[atom], started :: integer, finished :: integer, map, map, map}
+  @type recorded ::
+          {[atom], started :: {integer, integer}, finished :: integer, map, map, map}
+          | {[atom], measurements :: map, metadata :: map}
 
   @doc false
   def detect, do: :persistent_term.put(__MODULE__, Code.ensure_loaded?(:telemetry))
@@ -139,6 +152,8 @@ defmodule Kith.Telemetry do
     if available?(), do: Enum.each(records, &emit_one/1)
     :ok
   end
+
+  defp emit_one({event, measurements, metadata}), do: execute(event, measurements, metadata)
 
   defp emit_one({event, {started, system_time}, finished, measurements, metadata, more}) do
     metadata = Map.put(metadata, :telemetry_span_context, make_ref())

@@ -5,12 +5,14 @@ defmodule Kith.PanicTest do
   alias Kith.{ChildVM, Native}
 
   @panics 1_000
-  @unknown %{generation: 0, state: nil, braid: nil, identity: nil}
+  @place %{position: 1, message_id: <<0::128>>, sender: {"bob", 1}, sent_at: 1, expires_at: nil}
+  @unknown %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil}
 
   setup do
     {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
     {:ok, database} = Native.sqlite_open(:memory, :full, 0)
     {:ok, lease} = Native.sqlite_reset(database)
+    {:ok, thread_key} = Native.thread_create(vault, "thread")
     {alice, bob} = {device(vault, "alice"), device(vault, "bob")}
 
     on_exit(fn -> for {nif, _arity} <- nifs(), do: :ok = Native.panic_arm("#{nif}", 0) end)
@@ -20,6 +22,7 @@ defmodule Kith.PanicTest do
       database: database,
       lease: lease,
       account: alice.account,
+      thread: {"thread", thread_key},
       alice: alice,
       bob: bob,
       identity_key_pair: elem(Kith.Case.identity_key_pair(), 0),
@@ -34,6 +37,16 @@ defmodule Kith.PanicTest do
   defp call(:account_create, c), do: Native.account_create(c.vault, "alice")
   defp call(:self_seal, c), do: Native.self_seal(c.vault, c.account, "plaintext")
   defp call(:self_open, c), do: Native.self_open(c.vault, c.account, "sealed")
+  defp call(:thread_create, c), do: Native.thread_create(c.vault, "thread")
+
+  defp call(:archive_seal, c),
+    do: Native.archive_seal(c.vault, c.thread, {"alice", 1}, @place, "content")
+
+  defp call(:archive_open, c) do
+    rows = [{@place, "not sealed"}, :no_row]
+    Native.archive_open(c.vault, c.thread, {"alice", 1}, rows)
+  end
+
   defp call(:sqlite_open, _), do: Native.sqlite_open(:memory, :full, 0)
   defp call(:sqlite_reset, c), do: Native.sqlite_reset(c.database)
   defp call(:sqlite_commit, c), do: Native.sqlite_commit(c.database, c.lease)
@@ -51,6 +64,9 @@ defmodule Kith.PanicTest do
 
   defp call(:identity_import, c),
     do: Native.identity_import(c.vault, c.account, 1, c.identity_key_pair)
+
+  defp call(:identity_share, %{alice: alice} = c),
+    do: Native.identity_share(c.vault, c.account, 2, {1, alice.local.identity})
 
   defp call(:signed_prekey_create, %{alice: alice} = c),
     do: Native.signed_prekey_create(c.vault, c.account, 1, alice.local.identity, 1)
@@ -80,6 +96,9 @@ defmodule Kith.PanicTest do
 
   defp call(:message_inspect, %{first_message: {type, body}}),
     do: Native.message_inspect(type, body)
+
+  defp call(:report_create, c), do: Native.report_create(c.first_message, 1, 1)
+  defp call(:report_parse, _), do: Native.report_parse("content")
 
   defp call(:identity_seal, %{bob: bob} = c),
     do: Native.identity_seal(c.vault, c.account, {"alice", 1}, {"bob", 1}, {bob.public, true, 4})
