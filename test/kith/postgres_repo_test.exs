@@ -10,7 +10,7 @@ defmodule Kith.PostgresRepoTest do
   end
 
   setup_all do
-    {:ok, address: Postgres.create_database!(Postgres.cluster(), "postgres_repo_test")}
+    {:ok, address: Postgres.database!(Postgres.cluster(), "postgres_repo_test")}
   end
 
   setup %{address: address} do

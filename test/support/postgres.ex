@@ -150,9 +150,13 @@ defmodule Kith.Test.Postgres do
   def address(%__MODULE__{directory: directory}, database \\ "postgres"),
     do: [socket: directory, port: @port, user: @user, database: database]
 
-  @doc "Makes an empty database and returns how it is reached."
-  def create_database!(cluster, name) do
-    {:ok, _} = once(address(cluster), ~s(CREATE DATABASE "#{name}"))
+  @doc "Makes a database, unless it is there, and returns how it is reached."
+  def database!(cluster, name) do
+    case once(address(cluster), ~s(CREATE DATABASE "#{name}")) do
+      {:ok, _} -> :ok
+      {:error, %{postgres: %{code: :duplicate_database}}} -> :ok
+    end
+
     address(cluster, name)
   end
 

@@ -27,6 +27,7 @@ defmodule Kith.Test.Postgres.Connection do
     "42804" => :datatype_mismatch,
     "42883" => :undefined_function,
     "42P01" => :undefined_table,
+    "42P04" => :duplicate_database,
     "42P07" => :duplicate_table,
     "53100" => :disk_full,
     "53300" => :too_many_connections,

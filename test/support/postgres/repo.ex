@@ -37,53 +37,46 @@ defmodule Kith.Test.Postgres.Repo do
   """
   def start_link(repo, options), do: GenServer.start_link(__MODULE__, options, name: repo)
 
+  # The connection of a process is in its dictionary, for as long as a transaction or a statement runs.
   def query(repo, sql, params) do
-    case Process.get({repo, :transaction}) do
-      %{failed: true} ->
+    cond do
+      failed_before?(repo) ->
         {:error, %DBConnection.ConnectionError{message: "transaction rolling back"}}
 
-      nil ->
-        with {:ok, connection} <- checkout(repo) do
-          {result, connection} = run(repo, connection, sql, params)
-          checkin(repo, connection)
-          result
-        end
+      Process.get({repo, :connection}) ->
+        run(repo, sql, params)
 
-      %{connection: connection} = transaction ->
-        {result, connection} = run(repo, connection, sql, params)
-        Process.put({repo, :transaction}, %{transaction | connection: connection})
-        result
+      true ->
+        with {:ok, connection} <- checkout(repo) do
+          Process.put({repo, :connection}, connection)
+
+          try do
+            run(repo, sql, params)
+          after
+            checkin(repo, Process.delete({repo, :connection}))
+          end
+        end
     end
   end
 
-  @doc "A function of the statement and of another that runs it."
+  @doc "A function of the statement and of another that runs it, which returns a result or `{:instead, sql}`."
   def intercept(repo, fun), do: :persistent_term.put({repo, :intercept}, fun)
 
-  defp run(repo, connection, sql, params) do
-    case :persistent_term.get({repo, :intercept}, nil) do
-      nil ->
-        Connection.query(connection, sql, params)
+  defp run(repo, sql, params) do
+    intercept = :persistent_term.get({repo, :intercept}, fn _sql, run -> run.() end)
 
-      intercept ->
-        Process.put({repo, :ran}, {nil, connection})
+    with {:instead, other} <- intercept.(sql, fn -> on_connection(repo, sql, params) end),
+         do: on_connection(repo, other, [])
+  end
 
-        result =
-          intercept.(sql, fn ->
-            {result, _connection} = ran = Connection.query(connection, sql, params)
-            Process.put({repo, :ran}, ran)
-            result
-          end)
-
-        {_, connection} = Process.delete({repo, :ran})
-        {result, connection}
-    end
+  defp on_connection(repo, sql, params) do
+    {result, connection} = Connection.query(Process.get({repo, :connection}), sql, params)
+    Process.put({repo, :connection}, connection)
+    result
   end
 
   def transaction(repo, fun) do
-    case Process.get({repo, :transaction}) do
-      nil -> outermost(repo, fun)
-      _transaction -> nested(repo, fun)
-    end
+    if in_transaction?(repo), do: nested(repo, fun), else: outermost(repo, fun)
   end
 
   def in_transaction?(repo), do: Process.get({repo, :transaction}) != nil
@@ -97,7 +90,8 @@ defmodule Kith.Test.Postgres.Repo do
   defp outermost(repo, fun) do
     with {:ok, connection} <- checkout(repo),
          {{:ok, _}, connection} <- begin(repo, connection) do
-      Process.put({repo, :transaction}, %{connection: connection, failed: false})
+      Process.put({repo, :connection}, connection)
+      Process.put({repo, :transaction}, :open)
 
       try do
         fun.()
@@ -146,16 +140,15 @@ defmodule Kith.Test.Postgres.Repo do
     result -> if failed?(repo), do: {:error, :rollback}, else: {:ok, result}
   end
 
-  defp fail(repo),
-    do: Process.put({repo, :transaction}, %{Process.get({repo, :transaction}) | failed: true})
+  defp fail(repo), do: Process.put({repo, :transaction}, :failed)
+  defp failed_before?(repo), do: Process.get({repo, :transaction}) == :failed
 
-  defp failed?(repo) do
-    %{connection: connection, failed: failed} = Process.get({repo, :transaction})
-    failed or connection.status == :failed_transaction
-  end
+  defp failed?(repo),
+    do: failed_before?(repo) or Process.get({repo, :connection}).status == :failed_transaction
 
   defp finish(repo, sql) do
-    %{connection: connection} = Process.delete({repo, :transaction})
+    Process.delete({repo, :transaction})
+    connection = Process.delete({repo, :connection})
 
     {result, connection} =
       if connection.status == :lost,
