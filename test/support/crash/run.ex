@@ -84,7 +84,7 @@ defmodule Kith.Crash.Run do
 
   @doc "Makes a database with the tables of Kith."
   def postgres_database!(cluster, name) do
-    address = Postgres.create_database!(cluster, name)
+    address = Postgres.database!(cluster, name)
     {:ok, pool} = CountingRepo.start_link(address)
     :ok = Kith.Migration.run(Kith.Store.Repo.new(CountingRepo))
     App.create_tables!(CountingRepo)
