@@ -119,6 +119,7 @@ defmodule Kith.Messages do
   """
   def fan_out_in(instance, repo, {user, _} = from, members, plaintext, terms) do
     users = Enum.uniq([user | Enum.map(members, &of_user/1)])
+    Accounts.hold(repo, from)
     {devices, timeline} = Accounts.devices_at(repo, users, Installation.question(instance))
 
     case Registration.local(devices[from]) do
@@ -485,7 +486,7 @@ defmodule Kith.Messages do
 
     with {:ok, opened} <- result,
          :ok <- expected_identity(instance, repo, from, session, header),
-         :ok <- unused_base_key(repo, to, opened) do
+         :ok <- unused_base_key(repo, to, from, session, opened) do
       commit(repo, to, from, session, opened, now)
       if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
       MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
@@ -497,7 +498,7 @@ defmodule Kith.Messages do
 
   # What is remembered of another device of the sender, asked for when a device is met.
   defp with_sibling(%{identity: nil} = session, repo, to, {user, _} = from),
-    do: Map.put(session, :sibling, Sessions.sibling(Sessions.fetch_many(repo, to, [user]), from))
+    do: Map.put(session, :sibling, Sessions.sibling(Sessions.remembered(repo, to, user), from))
 
   defp with_sibling(session, _repo, _to, _from), do: session
 
@@ -518,13 +519,21 @@ defmodule Kith.Messages do
 
   # A session was made from this base key, and is gone. The message may be new or a replay: it is not opened,
   # and a message in the other direction starts over.
-  defp unused_base_key(repo, to, %{base_key: {_, base_key}}) do
-    if Prekeys.base_key_used?(repo, to, base_key),
-      do: {:error, Error.new(:session_not_found, "the session of this message was deleted")},
-      else: :ok
+  defp unused_base_key(repo, to, from, session, %{base_key: {_, base_key}}) do
+    cond do
+      not Prekeys.base_key_used?(repo, to, base_key) ->
+        :ok
+
+      # Another first message of the session has made it meanwhile. There was no row to wait for.
+      Sessions.fetch(repo, to, from).generation != session.generation ->
+        raise Error.new(:stale)
+
+      true ->
+        {:error, Error.new(:session_not_found, "the session of this message was deleted")}
+    end
   end
 
-  defp unused_base_key(_repo, _to, _opened), do: :ok
+  defp unused_base_key(_repo, _to, _from, _session, _opened), do: :ok
 
   defp purge(instance, repo, to, now),
     do: Prekeys.delete_used(repo, to, now - instance.options.prekey_grace_period * 1_000)

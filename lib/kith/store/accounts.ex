@@ -60,6 +60,18 @@ defmodule Kith.Store.Accounts do
   def lock(repo, user),
     do: Repo.lock_rows(repo, "SELECT 1 FROM kith.signal_accounts WHERE user_id = $1", [user])
 
+  @doc """
+  Keeps a device registered until the transaction ends.
+
+  Before it is read: what is sealed for it then is sealed with its keys, and not with those of a registration that
+  another node has ended meanwhile.
+  """
+  @spec hold(Repo.repo(), Address.t()) :: :ok
+  def hold(repo, {user, device}) do
+    sql = "SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $1 AND device_id = $2"
+    Repo.hold_rows(repo, sql, [user, device])
+  end
+
   @doc "The wrapped data key of a user."
   @spec data_key(Repo.repo(), Address.user()) :: nil | binary
   def data_key(repo, user) do
@@ -131,6 +143,14 @@ defmodule Kith.Store.Accounts do
         [user, device]
       )
 
+    # Two devices that go at once each have a session with the other.
+    sql = """
+    SELECT 1 FROM kith.signal_sessions
+    WHERE (user_id = $1 AND device_id = $2) OR (peer_id = $1 AND peer_device_id = $2)
+    ORDER BY user_id, device_id, peer_id, peer_device_id
+    """
+
+    Repo.lock_rows(repo, sql, [user, device])
     clear(repo, {user, device})
 
     sql = """

@@ -96,6 +96,15 @@ defmodule Kith.Store.Repo do
     :ok
   end
 
+  @doc "Keeps the rows of a statement from being deleted until the transaction ends. Others may do so at the same time."
+  @spec hold_rows(repo, String.t(), [param]) :: :ok
+  def hold_rows(repo, _sql, _params) when is_embedded(repo), do: :ok
+
+  def hold_rows(repo, sql, params) do
+    rows(repo, sql <> " FOR KEY SHARE", params)
+    :ok
+  end
+
   @doc "An expression of PostgreSQL: the timeline that is written, 8 hexadecimal digits."
   @spec timeline() :: String.t()
   def timeline, do: "SUBSTRING(pg_walfile_name(pg_current_wal_lsn()) FROM 1 FOR 8)"
