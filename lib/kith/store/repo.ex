@@ -82,6 +82,11 @@ defmodule Kith.Store.Repo do
   def lock_of(repo, _alias) when is_embedded(repo), do: ""
   def lock_of(_repo, alias), do: " FOR UPDATE OF #{alias}"
 
+  @doc "Words that keep the rows of a table, named by its alias, from being deleted. Many may do so at the same time."
+  @spec hold_of(repo, String.t()) :: String.t()
+  def hold_of(repo, _alias) when is_embedded(repo), do: ""
+  def hold_of(_repo, alias), do: " FOR KEY SHARE OF #{alias}"
+
   @doc """
   Locks the rows of a statement that reads them alone.
 
@@ -93,15 +98,6 @@ defmodule Kith.Store.Repo do
 
   def lock_rows(repo, sql, params) do
     rows(repo, sql <> " FOR UPDATE", params)
-    :ok
-  end
-
-  @doc "Keeps the rows of a statement from being deleted until the transaction ends. Others may do so at the same time."
-  @spec hold_rows(repo, String.t(), [param]) :: :ok
-  def hold_rows(repo, _sql, _params) when is_embedded(repo), do: :ok
-
-  def hold_rows(repo, sql, params) do
-    rows(repo, sql <> " FOR KEY SHARE", params)
     :ok
   end
 
