@@ -46,6 +46,11 @@ defmodule Kith.Instance do
     end
   end
 
+  @doc "Milliseconds since 1970. Tests give an instance another clock."
+  @spec now(t) :: integer
+  def now(%__MODULE__{options: %{clock: nil}}), do: System.system_time(:millisecond)
+  def now(%__MODULE__{options: %{clock: clock}}), do: clock.()
+
   @doc "Calls a native function and reports a panic."
   @spec native(t, atom, [term]) :: term
   def native(instance, function, arguments),

@@ -101,7 +101,7 @@ defmodule Kith.Messages do
   defp deliver(_instance, _repo, _sender, [], _plaintext), do: {{:ok, {%{}, %{}}}, []}
 
   defp deliver(instance, repo, {from, _device} = sender, peers, plaintext) do
-    now = now()
+    now = Instance.now(instance)
     rows = Sessions.fetch_many(repo, from, peers)
     cold = Enum.filter(peers, &(rows[&1].state == nil))
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
@@ -297,7 +297,7 @@ defmodule Kith.Messages do
   end
 
   defp receive_in(instance, repo, {to, device}, envelope, header) do
-    now = now()
+    now = Instance.now(instance)
     from = envelope.from
     session = Sessions.fetch(repo, to, from)
     loaded = private_halves(instance, repo, to, header, now)
@@ -349,8 +349,11 @@ defmodule Kith.Messages do
 
   defp unused_base_key(_repo, _to, _opened), do: :ok
 
-  defp purge(instance, repo, to, now),
-    do: Prekeys.delete_used(repo, to, now - instance.options.prekey_grace_period * 1_000)
+  # Kith.Maintenance deletes what had a grace. Without one there is nothing to wait for.
+  defp purge(%{options: %{prekey_grace_period: 0}}, repo, to, now),
+    do: Prekeys.delete_used(repo, to, now)
+
+  defp purge(_instance, _repo, _to, _now), do: :ok
 
   defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: %{}
 
@@ -410,18 +413,18 @@ defmodule Kith.Messages do
       Sessions.delete_entries_of_session(repo, to, from, session_id)
     end
 
-    entries(repo, to, from, opened)
+    entries(repo, to, from, opened, now)
   end
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
-  defp entries(repo, to, from, %{session_id: session_id} = opened) do
+  defp entries(repo, to, from, %{session_id: session_id} = opened, now) do
     for position <- opened.entries_removed,
         do: Sessions.delete_entry(repo, to, from, session_id, position)
 
     for group <- opened.entries_dropped,
         do: Sessions.delete_entries_of_group(repo, to, from, session_id, group)
 
-    Sessions.put_entries(repo, to, from, session_id, opened.entries_added)
+    Sessions.put_entries(repo, to, from, session_id, opened.entries_added, now)
 
     for evicted <- opened.entries_evicted,
         do: Sessions.evict_entries(repo, to, from, session_id, evicted)
@@ -467,6 +470,4 @@ defmodule Kith.Messages do
     do: %{instance: instance.name, user_id: user, device_id: device}
 
   defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
-
-  defp now, do: System.system_time(:millisecond)
 end

@@ -44,7 +44,7 @@ defmodule Kith.Options do
       prekeys. Default 20.
     * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
-      sooner. Default 604,800 (7 days).
+      sooner. With 0 it is deleted with the message that used it. Default 604,800 (7 days).
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
     * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
       here. An envelope says who it is from, and only keys known here can tell whether that is so.
@@ -52,6 +52,24 @@ defmodule Kith.Options do
       instances whose peers are registered elsewhere and whose application vouches for the sender.
     * `:max_attempts` - how often a call that lost the race for a session is tried before `:stale`.
       Default 5.
+
+  ## The life of keys
+
+  What follows is done by a process of the instance, or by `Kith.maintain/1`. Of many nodes on one database one does it.
+
+    * `:maintenance_interval` - seconds between two passes, a tenth more or less, 1 to 604,800. The first one comes soon
+      after the start. `:off`, or 0, for an application that calls `Kith.maintain/1` by itself. Default 3,600.
+    * `:prekey_rotation` - seconds after which a device gets a new signed prekey and a new Kyber prekey of last resort.
+      0 for never; then prekeys that were handed out and not used stay for ever too. Default 604,800 (7 days).
+    * `:signed_prekey_grace_period` - seconds the ones of before still open first messages, made from a bundle that was
+      fetched earlier. After that such a message is answered with `:unknown_prekey`. Longer forgives slower senders;
+      whoever steals the database *and* the key-encryption key can open recorded first messages that far back, those made
+      without one-time prekeys. Default 2,592,000 (30 days).
+    * `:skipped_key_lifetime` - seconds the key of a message that has not arrived is kept. A message that comes later is
+      `:duplicate`. 0 keeps them as long as the session has room for them. Default 2,592,000 (30 days).
+    * `:unacknowledged_session_lifetime` - seconds after which a session in which nobody has answered is put away, so that
+      the next message starts a new one; an answer still opens. Not even 0, for never, sends in one that is older
+      than 30 days. Default 2,592,000 (30 days).
 
   ## Other
 
@@ -74,7 +92,14 @@ defmodule Kith.Options do
             prekey_grace_period: 604_800,
             max_plaintext: 65_536,
             unknown_senders: :refuse,
-            max_attempts: 5
+            max_attempts: 5,
+            maintenance_interval: 3_600,
+            prekey_rotation: 604_800,
+            signed_prekey_grace_period: 2_592_000,
+            skipped_key_lifetime: 2_592_000,
+            unacknowledged_session_lifetime: 2_592_000,
+            # For tests: the time in milliseconds.
+            clock: nil
 
   @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
 
@@ -92,7 +117,13 @@ defmodule Kith.Options do
           prekey_grace_period: non_neg_integer,
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
-          max_attempts: pos_integer
+          max_attempts: pos_integer,
+          maintenance_interval: non_neg_integer | :off,
+          prekey_rotation: non_neg_integer,
+          signed_prekey_grace_period: non_neg_integer,
+          skipped_key_lifetime: non_neg_integer,
+          unacknowledged_session_lifetime: non_neg_integer,
+          clock: nil | (() -> integer)
         }
 
   @doc """
@@ -190,7 +221,13 @@ defmodule Kith.Options do
       prekey_grace_period: {:integer, 0..31_536_000},
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
-      max_attempts: {:integer, 1..100}
+      max_attempts: {:integer, 1..100},
+      maintenance_interval: {:custom, &interval/1},
+      prekey_rotation: {:integer, 0..31_536_000},
+      signed_prekey_grace_period: {:integer, 0..31_536_000},
+      skipped_key_lifetime: {:integer, 0..31_536_000},
+      unacknowledged_session_lifetime: {:integer, 0..31_536_000},
+      clock: :any
     ]
   end
 
@@ -214,6 +251,14 @@ defmodule Kith.Options do
        "expected :replenish_below to be at most :one_time_prekeys (#{target}), got: #{below}"}
 
   defp threshold(_), do: :ok
+
+  defp interval(:off), do: :ok
+  defp interval(seconds) when is_integer(seconds) and seconds in 0..604_800, do: :ok
+
+  defp interval(other),
+    do:
+      {:error,
+       "expected :maintenance_interval to be :off or an integer from 0 to 604800, got: #{inspect(other)}"}
 
   defp prefix(prefix) do
     if is_binary(prefix) and prefix =~ ~r/\A[a-z_][a-z0-9_]{0,62}\z/,

@@ -59,7 +59,7 @@ defmodule Kith.Peers do
                peer,
                {key, options[:verified], version}
              ]) do
-        now = now()
+        now = Instance.now(instance)
 
         # A session with the identity of before must not go on under the name of the new one.
         if session.state != nil and remembered == key do
@@ -101,7 +101,7 @@ defmodule Kith.Peers do
            {:ok, imported} <-
              sealed(instance, :session_import, [account, behalf, parts, record]),
            :ok <- known_key(repo, peer, session, imported.identity_key) do
-        put_imported(repo, local, peer, session, imported)
+        put_imported(repo, local, peer, session, imported, Instance.now(instance))
         {{:ok, :imported}, []}
       else
         error -> {error, []}
@@ -119,9 +119,9 @@ defmodule Kith.Peers do
 
   defp known_key(_repo, _peer, _remembered, _key), do: :ok
 
-  defp put_imported(repo, local, peer, session, imported) do
+  defp put_imported(repo, local, peer, session, imported, now) do
     row = {peer, session.generation + 1, imported.state, imported.identity || session.identity}
-    if Sessions.put(repo, local, [row], now()) != 1, do: raise(Error.new(:stale))
+    if Sessions.put(repo, local, [row], now) != 1, do: raise(Error.new(:stale))
 
     if imported.braid,
       do: Sessions.put_braids(repo, local, [{peer, imported.braid}]),
@@ -135,7 +135,7 @@ defmodule Kith.Peers do
     end
 
     for {session_id, entries} <- imported.entries,
-        do: Sessions.put_entries(repo, local, peer, session_id, entries)
+        do: Sessions.put_entries(repo, local, peer, session_id, entries, now)
   end
 
   def reset(instance, local, peer) do
@@ -154,7 +154,7 @@ defmodule Kith.Peers do
   def delete(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
       with {:ok, _} <- Registration.fetch_local(repo, local) do
-        deleted = Sessions.forget(repo, local, peer, now())
+        deleted = Sessions.forget(repo, local, peer, Instance.now(instance))
         Sessions.delete_parts(repo, local, peer)
         {if(deleted == 0, do: none(), else: {:ok, :deleted}), []}
       else
@@ -171,7 +171,7 @@ defmodule Kith.Peers do
            parts = Sessions.peer(session, address, %{archive: archive}),
            account = {user, device.data_key},
            {:ok, info} <-
-             sealed(instance, :session_info, [account, local, parts, now()]) do
+             sealed(instance, :session_info, [account, local, parts, Instance.now(instance)]) do
         {{:ok, Map.put(info, :generation, session.generation)}, []}
       else
         %{state: nil} -> {none(), []}
@@ -186,8 +186,6 @@ defmodule Kith.Peers do
       device -> {:ok, device.public_key}
     end
   end
-
-  defp now, do: System.system_time(:millisecond)
 
   defp none, do: {:error, Error.new(:session_not_found)}
 
