@@ -42,18 +42,18 @@ defmodule Bench.Durable do
   end
 
   defp once("decrypt", _people) do
-    open("ben", Kith.encrypt!(__MODULE__, "anna", "ben", @plaintext))
+    open("ben", hd(Kith.encrypt!(__MODULE__, "anna", "ben", @plaintext)))
   end
 
   defp once("decrypt_new_chain", people) do
-    open("anna", Kith.encrypt!(__MODULE__, "ben", "anna", @plaintext))
+    open("anna", hd(Kith.encrypt!(__MODULE__, "ben", "anna", @plaintext)))
     once("decrypt", people)
   end
 
   defp once("decrypt_first", _people) do
     Kith.delete(__MODULE__, "stranger", "ben")
     Kith.delete(__MODULE__, "ben", "stranger")
-    open("ben", Kith.encrypt!(__MODULE__, "stranger", "ben", @plaintext))
+    open("ben", hd(Kith.encrypt!(__MODULE__, "stranger", "ben", @plaintext)))
   end
 
   defp fan_out(from, members, type) do
@@ -71,7 +71,7 @@ defmodule Bench.Durable do
 
   defp establish(a, b) do
     for {from, to} <- [{a, b}, {b, a}, {a, b}],
-        do: open(to, Kith.encrypt!(__MODULE__, from, to, @plaintext))
+        do: open(to, hd(Kith.encrypt!(__MODULE__, from, to, @plaintext)))
   end
 
   # All but the one who writes.

@@ -147,7 +147,7 @@ defmodule Bench.Native do
   defp recipient(person, row, bundle),
     do: Map.merge(row, %{user: person.user, device: 1, bundle: bundle})
 
-  defp none, do: %{generation: 0, state: nil, braid: nil, identity: nil, pages: []}
+  defp none, do: %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil, pages: []}
 
   defp next(row, result) do
     %{

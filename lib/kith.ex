@@ -19,7 +19,7 @@ defmodule Kith do
       MyApp.Kith.register("anna")
       MyApp.Kith.register("ben")
 
-      {:ok, envelope} = MyApp.Kith.encrypt("anna", "ben", "dinner at seven?")
+      {:ok, [envelope]} = MyApp.Kith.encrypt("anna", "ben", "dinner at seven?")
       {:ok, "dinner at seven?"} = MyApp.Kith.decrypt("ben", envelope)
 
   `mix kith.gen.key` prints a key for `KITH_KEY`. All options are in `Kith.Options`.
@@ -97,8 +97,11 @@ defmodule Kith do
     pre_key_bundle: [:address],
     publish_bundle: [:address, :bundle],
     encrypt: [:from, :to, :plaintext],
+    encrypt: [:from, :to, :plaintext, :options],
     encrypt_group: [:from, :members, :plaintext],
+    encrypt_group: [:from, :members, :plaintext, :options],
     decrypt: [:to, :envelope],
+    decrypt: [:to, :envelope, :options],
     safety_number: [:address, :other],
     safety_number_matches: [:address, :other, :scanned],
     trust: [:address, :peer],
@@ -290,62 +293,74 @@ defmodule Kith do
   end
 
   @doc """
-  Encrypts bytes from one device to another and returns the `Kith.Envelope` to deliver.
+  Encrypts bytes for someone and returns the `Kith.Envelope`s to deliver: one for each of their devices, and one for each
+  other device of the sender, which so has what was sent.
 
-  A session is established with the first message. To oneself it makes a note, sealed with the
-  account's key, that opens any number of times.
+      {:ok, envelopes} = MyApp.Kith.encrypt("anna", "ben", "dinner at seven?")
+      for envelope <- envelopes, do: deliver(envelope.to, envelope)
+
+  To `{user, device}` it makes one, for that device alone. A session is established with the first message. To oneself
+  it makes one note, sealed with the account's key, that opens any number of times and on each of one's devices.
 
   The envelope of a session opens once. Store or send it as it is: encrypting again makes another message.
+
+  All devices of the recipient are served or none, and an error is that of the first that cannot be; `encrypt_group/4`
+  answers for each. A state that does not open is `:corrupted_state` once: the next message starts a new session.
 
   Errors: `:not_registered` for either side, `:key_not_found` when the sender's private keys live
   elsewhere, `:untrusted_identity`, `:unsupported_version` when the peer has no Kyber prekey and must have one,
   `:too_large`, and those of the machinery: `:corrupted_state`, `:stale`,
   `:storage`, `:panic`.
   """
-  @spec encrypt(name, Address.given(), Address.given(), binary) :: result(Envelope.t())
-  def encrypt(name, from, to, plaintext) do
+  @spec encrypt(name, Address.given(), Address.given(), binary, keyword) :: result([Envelope.t()])
+  def encrypt(name, from, to, plaintext, options \\ []) do
     instance = Instance.fetch!(name)
-    Messages.encrypt(instance, Address.new!(from), Address.new!(to), plaintext!(plaintext))
+    {from, to} = {Address.new!(from), Address.recipient!(to)}
+    Messages.encrypt(instance, from, to, plaintext!(plaintext), options!(options, []))
   end
 
   @doc """
   Encrypts bytes for each member of a group, pairwise, in one native call and one transaction.
 
-  Returns `{member, {:ok, envelope} | {:error, error}}` in the order of the members, each named as it was given.
-  One member without keys fails alone. The sending device is left out, and a member named twice is
-  served once. At most 1,000 members.
+  Returns `{address, {:ok, envelope} | {:error, error}}` for each device of each member, in the order of the members,
+  and then for each other device of the sender. One device that cannot be served fails alone: a member without keys is
+  their device 1 with `:not_registered`. The sending device is left out, and a device named twice is
+  served once. A member given as `{user, device}` is that device alone. At most 1,000 devices.
 
       {:ok, results} = MyApp.Kith.encrypt_group("anna", ["anna", "ben", "cleo"], "hello")
-      for {member, {:ok, envelope}} <- results, do: deliver(member, envelope)
+      for {address, {:ok, envelope}} <- results, do: deliver(address, envelope)
 
   The call itself fails with `:not_registered` or `:key_not_found` for the sender, with `:too_large`, and with
   those of the machinery; then no envelope exists.
   """
-  @spec encrypt_group(name, Address.given(), [Address.given()], binary) ::
-          result([{Address.given(), result(Envelope.t())}])
-  def encrypt_group(name, from, members, plaintext) do
+  @spec encrypt_group(name, Address.given(), [Address.given()], binary, keyword) ::
+          result([{Address.t(), result(Envelope.t())}])
+  def encrypt_group(name, from, members, plaintext, options \\ []) do
     instance = Instance.fetch!(name)
 
     if not is_list(members),
       do: raise(ArgumentError, "expected a list of members")
 
-    members = Enum.map(members, &{&1, Address.new!(&1)})
-    Messages.encrypt_group(instance, Address.new!(from), members, plaintext!(plaintext))
+    {from, members} = {Address.new!(from), Enum.map(members, &Address.recipient!/1)}
+    Messages.encrypt_group(instance, from, members, plaintext!(plaintext), options!(options, []))
   end
 
   @doc """
-  Opens an envelope, or its binary form, that is addressed to a device.
+  Opens an envelope, or its binary form, that is addressed to a device, or to any device of a user.
 
-  A message opens once. A failed call changes nothing: the envelope can be tried again.
+  A message opens once. A failed call changes nothing: the envelope can be tried again, and `recover/4` heals what
+  can be healed.
 
   Errors: `:duplicate`, `:tampered`, `:session_not_found`, `:out_of_sync`, `:key_not_found`,
   `:untrusted_identity`, `:unknown_prekey`, `:malformed` (also when it is addressed to another device),
   `:unsupported_version`, `:not_registered`, and those of the machinery: `:corrupted_state`, `:stale`, `:storage`,
   `:panic`.
   """
-  @spec decrypt(name, Address.given(), Envelope.t() | binary) :: result(binary)
-  def decrypt(name, to, envelope),
-    do: Messages.decrypt(Instance.fetch!(name), Address.new!(to), envelope)
+  @spec decrypt(name, Address.given(), Envelope.t() | binary, keyword) :: result(binary)
+  def decrypt(name, to, envelope, options \\ []) do
+    instance = Instance.fetch!(name)
+    Messages.decrypt(instance, Address.recipient!(to), envelope, options!(options, []))
+  end
 
   @doc """
   Returns the number two people compare, aloud or by scanning, to know that nobody sits between them.
@@ -408,7 +423,7 @@ defmodule Kith do
           "expected :verified to be a boolean, got: #{inspect(options[:verified])}"
         )
 
-    Peers.trust(Instance.fetch!(name), Address.new!(address), Address.new!(peer), options)
+    Peers.trust(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer), options)
   end
 
   @doc """
@@ -419,7 +434,7 @@ defmodule Kith do
   """
   @spec reset_session(name, Address.given(), Address.given()) :: result(:reset)
   def reset_session(name, address, peer),
-    do: Peers.reset(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
+    do: Peers.reset(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer))
 
   @doc """
   Takes over the sessions of a device with a peer from a record of Signal's own library.
@@ -461,7 +476,7 @@ defmodule Kith do
   """
   @spec delete(name, Address.given(), Address.given()) :: result(:deleted)
   def delete(name, address, peer),
-    do: Peers.delete(Instance.fetch!(name), Address.new!(address), Address.new!(peer))
+    do: Peers.delete(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer))
 
   @doc """
   Tells whether messages of a kind of conversation must be encrypted.

@@ -49,13 +49,15 @@ defmodule KithTest do
       assert Kith.prekey_count!(kith, "anna") == 5
     end
 
-    test "gives each device of a user keys of its own" do
+    test "gives each device of a user prekeys of its own, and the user's identity" do
       kith = start_kith!()
       first = Kith.register!(kith, "anna")
       second = Kith.register!(kith, "anna", device: 2)
 
       assert second.device == 2
-      assert first.identity_key != second.identity_key
+      assert first.identity_key == second.identity_key
+      signed = &Kith.pre_key_bundle!(kith, &1).signed_prekey.public_key
+      assert signed.("anna") != signed.({"anna", 2})
       assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_accounts")
       assert send!(kith, "anna", {"anna", 2}, "note from the phone") == "note from the phone"
     end
@@ -89,16 +91,16 @@ defmodule KithTest do
     end
 
     test "carry messages both ways, the first one establishing the session", %{kith: kith} do
-      first = Kith.encrypt!(kith, "anna", "ben", "hello")
+      first = encrypt_one!(kith, "anna", "ben", "hello")
       assert %Envelope{type: :prekey, version: 4, from: {"anna", 1}, to: {"ben", 1}} = first
       assert Kith.decrypt!(kith, "ben", first) == "hello"
 
-      answer = Kith.encrypt!(kith, "ben", "anna", "hi")
+      answer = encrypt_one!(kith, "ben", "anna", "hi")
       assert answer.type == :message
       assert answer.session_id == first.session_id
       assert Kith.decrypt!(kith, "anna", answer) == "hi"
 
-      third = Kith.encrypt!(kith, "anna", "ben", "how are you?")
+      third = encrypt_one!(kith, "anna", "ben", "how are you?")
       assert third.type == :message
       assert Kith.decrypt!(kith, "ben", third) == "how are you?"
     end
@@ -114,7 +116,7 @@ defmodule KithTest do
     end
 
     test "open messages in any order", %{kith: kith} do
-      envelopes = for n <- 1..30, do: {Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"}
+      envelopes = for n <- 1..30, do: {encrypt_one!(kith, "anna", "ben", "#{n}"), "#{n}"}
 
       for {envelope, plaintext} <- Enum.shuffle(envelopes),
           do: assert(Kith.decrypt!(kith, "ben", envelope) == plaintext)
@@ -124,7 +126,7 @@ defmodule KithTest do
 
     test "open messages in any order across turns", %{kith: kith} do
       converse!(kith, "anna", "ben")
-      late = for n <- 1..5, do: {Kith.encrypt!(kith, "anna", "ben", "late #{n}"), "late #{n}"}
+      late = for n <- 1..5, do: {encrypt_one!(kith, "anna", "ben", "late #{n}"), "late #{n}"}
 
       for _ <- 1..3 do
         send!(kith, "anna", "ben", "ping")
@@ -137,7 +139,7 @@ defmodule KithTest do
 
     test "jump over 2,100 messages and still open the last 2,000 of them", %{kith: kith} do
       converse!(kith, "anna", "ben")
-      skipped = for n <- 1..2_100, do: {Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"}
+      skipped = for n <- 1..2_100, do: {encrypt_one!(kith, "anna", "ben", "#{n}"), "#{n}"}
       assert send!(kith, "anna", "ben", "last") == "last"
       assert skipped_keys(kith) == 2_000
 
@@ -157,7 +159,7 @@ defmodule KithTest do
 
       [first, second] =
         for _ <- 1..2 do
-          skipped = for n <- 1..1_100, do: {Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"}
+          skipped = for n <- 1..1_100, do: {encrypt_one!(kith, "anna", "ben", "#{n}"), "#{n}"}
           send!(kith, "anna", "ben", "after them")
           skipped
         end
@@ -177,7 +179,7 @@ defmodule KithTest do
 
     test "forget the skipped keys of a chain that is over", %{kith: kith} do
       converse!(kith, "anna", "ben")
-      skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
+      skipped = encrypt_one!(kith, "anna", "ben", "skipped")
       send!(kith, "anna", "ben", "after it")
       assert skipped_keys(kith) == 1
 
@@ -191,8 +193,8 @@ defmodule KithTest do
     end
 
     test "survive both sides writing first", %{kith: kith} do
-      a = Kith.encrypt!(kith, "anna", "ben", "from anna")
-      b = Kith.encrypt!(kith, "ben", "anna", "from ben")
+      a = encrypt_one!(kith, "anna", "ben", "from anna")
+      b = encrypt_one!(kith, "ben", "anna", "from ben")
       assert Kith.decrypt!(kith, "ben", a) == "from anna"
       assert Kith.decrypt!(kith, "anna", b) == "from ben"
 
@@ -203,13 +205,13 @@ defmodule KithTest do
     end
 
     test "accept the binary form", %{kith: kith} do
-      bytes = kith |> Kith.encrypt!("anna", "ben", "hello") |> Envelope.to_binary()
+      bytes = kith |> encrypt_one!("anna", "ben", "hello") |> Envelope.to_binary()
       assert Kith.decrypt!(kith, "ben", bytes) == "hello"
     end
 
     test "tell a message opened before", %{kith: kith} do
-      first = Kith.encrypt!(kith, "anna", "ben", "hello")
-      second = Kith.encrypt!(kith, "anna", "ben", "again")
+      first = encrypt_one!(kith, "anna", "ben", "hello")
+      second = encrypt_one!(kith, "anna", "ben", "again")
       Kith.decrypt!(kith, "ben", first)
       Kith.decrypt!(kith, "ben", second)
       before = dump(kith)
@@ -221,14 +223,14 @@ defmodule KithTest do
 
     test "tell a changed tenth byte, of a first message and of a later one, and write nothing",
          %{kith: kith} do
-      first = Kith.encrypt!(kith, "anna", "ben", "hello")
+      first = encrypt_one!(kith, "anna", "ben", "hello")
       before = dump(kith)
       assert reason(Kith.decrypt(kith, "ben", damaged(first, 10))) == :tampered
       assert dump(kith) == before
       assert Kith.decrypt!(kith, "ben", first) == "hello"
 
       send!(kith, "ben", "anna", "hi")
-      later = Kith.encrypt!(kith, "anna", "ben", "later")
+      later = encrypt_one!(kith, "anna", "ben", "later")
       assert later.type == :message
       before = dump(kith)
       assert reason(Kith.decrypt(kith, "ben", damaged(later, 10))) == :tampered
@@ -238,7 +240,7 @@ defmodule KithTest do
 
     test "answer every changed byte of a later message with a reason of the set", %{kith: kith} do
       converse!(kith, "anna", "ben")
-      envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+      envelope = encrypt_one!(kith, "anna", "ben", "hello")
 
       for position <- 0..(byte_size(envelope.body) - 1), mask <- [0x01, 0x80, 0xFF] do
         assert {:error, %Error{reason: reason}} =
@@ -253,7 +255,7 @@ defmodule KithTest do
     end
 
     test "answer every truncation with a reason of the set", %{kith: kith} do
-      envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+      envelope = encrypt_one!(kith, "anna", "ben", "hello")
 
       for size <- 1..(byte_size(envelope.body) - 1) do
         cut = %{envelope | body: binary_part(envelope.body, 0, size)}
@@ -266,13 +268,13 @@ defmodule KithTest do
     test "need both sides to be registered", %{kith: kith} do
       assert reason(Kith.encrypt(kith, "anna", "nobody", "x")) == :not_registered
       assert reason(Kith.encrypt(kith, "nobody", "anna", "x")) == :not_registered
-      envelope = %{Kith.encrypt!(kith, "anna", "ben", "x") | to: {"nobody", 1}}
+      envelope = %{encrypt_one!(kith, "anna", "ben", "x") | to: {"nobody", 1}}
       assert reason(Kith.decrypt(kith, "nobody", envelope)) == :not_registered
     end
 
     test "refuse an envelope that is addressed to another", %{kith: kith} do
       register!(kith, ["cleo"])
-      envelope = Kith.encrypt!(kith, "anna", "ben", "x")
+      envelope = encrypt_one!(kith, "anna", "ben", "x")
       assert reason(Kith.decrypt(kith, "cleo", envelope)) == :malformed
       assert reason(Kith.decrypt(kith, "cleo", %{envelope | to: {"cleo", 1}})) != "x"
       assert Kith.decrypt!(kith, "ben", envelope) == "x"
@@ -281,7 +283,7 @@ defmodule KithTest do
     test "refuse a message under the name of another sender", %{kith: kith} do
       converse!(kith, "anna", "ben")
       converse!(kith, "cleo", "ben")
-      envelope = Kith.encrypt!(kith, "anna", "ben", "x")
+      envelope = encrypt_one!(kith, "anna", "ben", "x")
       assert reason(Kith.decrypt(kith, "ben", %{envelope | from: {"cleo", 1}})) == :tampered
     end
 
@@ -299,7 +301,7 @@ defmodule KithTest do
 
     test "answer every changed byte of a first message with a reason of the set, or with its plaintext",
          %{kith: kith} do
-      envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+      envelope = encrypt_one!(kith, "anna", "ben", "hello")
       before = dump(kith)
 
       opened =
@@ -329,11 +331,11 @@ defmodule KithTest do
     end
 
     test "start anew with a peer whose session went unanswered for 30 days", %{kith: kith} do
-      first = Kith.encrypt!(kith, "anna", "ben", "hello")
+      first = encrypt_one!(kith, "anna", "ben", "hello")
       # The same session, had it been started 31 days ago.
       put_session_of_days_ago(kith, "anna", "ben", 31)
 
-      envelope = Kith.encrypt!(kith, "anna", "ben", "are you there?")
+      envelope = encrypt_one!(kith, "anna", "ben", "are you there?")
       assert envelope.type == :prekey
       assert envelope.session_id != first.session_id
       assert [[2]] = sql!(kith, "SELECT generation FROM signal_sessions WHERE user_id = 'anna'")
@@ -345,7 +347,7 @@ defmodule KithTest do
       kith: kith
     } do
       converse!(kith, "anna", "ben")
-      envelope = Kith.encrypt!(kith, "ben", "anna", "x")
+      envelope = encrypt_one!(kith, "ben", "anna", "x")
       before = dump(kith)
 
       undone(kith, fn ->
@@ -364,7 +366,7 @@ defmodule KithTest do
     test "open any number of times, for their owner only" do
       kith = start_kith!()
       register!(kith, ["anna", "ben"])
-      note = Kith.encrypt!(kith, "anna", "anna", "buy milk")
+      note = encrypt_one!(kith, "anna", "anna", "buy milk")
 
       assert note.type == :self
       assert Kith.decrypt!(kith, "anna", note) == "buy milk"
@@ -378,7 +380,7 @@ defmodule KithTest do
     test "answer every changed byte with a reason of the set" do
       kith = start_kith!()
       register!(kith, ["anna"])
-      note = Kith.encrypt!(kith, "anna", "anna", "buy milk")
+      note = encrypt_one!(kith, "anna", "anna", "buy milk")
 
       for position <- 0..(byte_size(note.body) - 1) do
         assert {:error, %Error{}} = Kith.decrypt(kith, "anna", damaged(note, position))
@@ -398,12 +400,12 @@ defmodule KithTest do
       register!(kith, family -- ["finn"])
 
       results = Kith.encrypt_group!(kith, "anna", family, "dinner!")
-      assert Enum.map(results, &elem(&1, 0)) == family -- ["anna"]
+      assert Enum.map(results, &elem(&1, 0)) == for(member <- family -- ["anna"], do: {member, 1})
 
       for {member, {:ok, envelope}} <- results,
           do: assert(Kith.decrypt!(kith, member, envelope) == "dinner!")
 
-      assert [{"finn", {:error, %Error{reason: :not_registered}}}] =
+      assert [{{"finn", 1}, {:error, %Error{reason: :not_registered}}}] =
                Enum.reject(results, &match?({_, {:ok, _}}, &1))
 
       Kith.register!(kith, "finn")
@@ -465,7 +467,7 @@ defmodule KithTest do
       Kith.unregister!(kith, "ben")
       Kith.register!(kith, "ben")
 
-      assert [{"ben", {:error, %Error{reason: :untrusted_identity}}}] =
+      assert [{{"ben", 1}, {:error, %Error{reason: :untrusted_identity}}}] =
                Kith.encrypt_group!(kith, "anna", ["ben"], "x")
 
       assert Kith.prekey_count!(kith, "ben") == 100
@@ -478,9 +480,9 @@ defmodule KithTest do
       options = defaults()
       kith = start_kith!(options)
       converse!(kith, "anna", "ben")
-      on_the_way = Kith.encrypt!(kith, "anna", "ben", "on the way")
-      skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
-      overtaking = Kith.encrypt!(kith, "anna", "ben", "overtaking")
+      on_the_way = encrypt_one!(kith, "anna", "ben", "on the way")
+      skipped = encrypt_one!(kith, "anna", "ben", "skipped")
+      overtaking = encrypt_one!(kith, "anna", "ben", "overtaking")
       assert Kith.decrypt!(kith, "ben", overtaking) == "overtaking"
       stop_kith!(kith)
 
@@ -496,7 +498,7 @@ defmodule KithTest do
       options = defaults()
       kith = start_kith!(options)
       converse!(kith, "anna", "ben")
-      envelope = Kith.encrypt!(kith, "anna", "ben", "x")
+      envelope = encrypt_one!(kith, "anna", "ben", "x")
       stop_kith!(kith)
 
       other =
@@ -655,12 +657,12 @@ defmodule KithTest do
 
       # The same bundle in the hands of two senders stands for one sender who started twice.
       Kith.publish_bundle!(other, "ben", %{bundle | prekeys: []})
-      from_anna = Kith.encrypt!(other, "anna", "ben", "first")
+      from_anna = encrypt_one!(other, "anna", "ben", "first")
       sql!(other, "UPDATE signal_prekeys SET claimed_at = NULL")
-      from_cleo = Kith.encrypt!(other, "cleo", "ben", "second")
+      from_cleo = encrypt_one!(other, "cleo", "ben", "second")
       sql!(other, "UPDATE signal_prekeys SET claimed_at = NULL")
       Kith.reset_session!(other, "anna", "ben")
-      too_late = Kith.encrypt!(other, "anna", "ben", "third")
+      too_late = encrypt_one!(other, "anna", "ben", "third")
 
       assert Kith.decrypt!(kith, "ben", from_anna) == "first"
 
@@ -682,7 +684,7 @@ defmodule KithTest do
     test "do not open a first message again once its session is forgotten" do
       kith = start_kith!()
       register!(kith, ["anna", "ben"])
-      first = Kith.encrypt!(kith, "anna", "ben", "hello")
+      first = encrypt_one!(kith, "anna", "ben", "hello")
       assert Kith.decrypt!(kith, "ben", first) == "hello"
       Kith.reset_session!(kith, "ben", "anna")
       assert reason(Kith.decrypt(kith, "ben", first)) == :duplicate
@@ -703,7 +705,7 @@ defmodule KithTest do
         |> Enum.map(fn task ->
           Task.async(fn ->
             for n <- 1..15,
-                do: {Kith.encrypt!(kith, "anna", "ben", "#{task}/#{n}"), "#{task}/#{n}"}
+                do: {encrypt_one!(kith, "anna", "ben", "#{task}/#{n}"), "#{task}/#{n}"}
           end)
         end)
         |> Task.await_many(60_000)
@@ -728,7 +730,7 @@ defmodule KithTest do
       [to_ben, to_anna] =
         for {from, to} <- [{"anna", "ben"}, {"ben", "anna"}] do
           Task.async(fn ->
-            for n <- 1..25, do: {to, Kith.encrypt!(kith, from, to, "#{n}"), "#{n}"}
+            for n <- 1..25, do: {to, encrypt_one!(kith, from, to, "#{n}"), "#{n}"}
           end)
         end
         |> Task.await_many(60_000)
@@ -740,7 +742,7 @@ defmodule KithTest do
     test "deliver one message once" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
-      envelope = Kith.encrypt!(kith, "anna", "ben", "once")
+      envelope = encrypt_one!(kith, "anna", "ben", "once")
 
       results =
         1..6
@@ -761,7 +763,7 @@ defmodule KithTest do
         {pid, monitor} =
           spawn_monitor(fn ->
             for n <- Stream.iterate(1, &(&1 + 1)),
-                do: send(test, {:sent, Kith.encrypt!(kith, "anna", "ben", "#{n}"), "#{n}"})
+                do: send(test, {:sent, encrypt_one!(kith, "anna", "ben", "#{n}"), "#{n}"})
           end)
 
         Process.sleep(:rand.uniform(6))
@@ -812,7 +814,7 @@ defmodule KithTest do
       assert digits != old.digits
       assert digits == Kith.safety_number!(kith, "ben", "anna").digits
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :untrusted_identity
-      envelope = Kith.encrypt!(kith, "ben", "anna", "it is me")
+      envelope = encrypt_one!(kith, "ben", "anna", "it is me")
       assert reason(Kith.decrypt(kith, "anna", envelope)) == :untrusted_identity
 
       assert Kith.trust!(kith, "anna", "ben", verified: true) == :trusted
@@ -845,7 +847,7 @@ defmodule KithTest do
       register!(kith, ~w(anna ben))
       register!(elsewhere, ["ben"])
       Kith.publish_bundle!(elsewhere, "anna", Kith.pre_key_bundle!(kith, "anna"))
-      forged = Kith.encrypt!(elsewhere, "ben", "anna", "it is me, ben")
+      forged = encrypt_one!(elsewhere, "ben", "anna", "it is me, ben")
       before = dump(kith)
       assert reason(Kith.decrypt(kith, "anna", forged)) == :untrusted_identity
       assert dump(kith) == before
@@ -856,7 +858,7 @@ defmodule KithTest do
     test "of the key that is remembered keeps the session" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
-      on_the_way = Kith.encrypt!(kith, "ben", "anna", "on the way")
+      on_the_way = encrypt_one!(kith, "ben", "anna", "on the way")
       refute Kith.session_info!(kith, "anna", "ben").verified
 
       Kith.trust!(kith, "anna", "ben", verified: true)
@@ -896,7 +898,7 @@ defmodule KithTest do
       assert reason(Kith.session_info(kith, "anna", "ben")) == :session_not_found
       assert reason(Kith.reset_session(kith, "anna", "ben")) == :session_not_found
 
-      envelope = Kith.encrypt!(kith, "anna", "ben", "fresh")
+      envelope = encrypt_one!(kith, "anna", "ben", "fresh")
       assert envelope.type == :prekey
       assert envelope.session_id != old
       assert Kith.decrypt!(kith, "ben", envelope) == "fresh"
@@ -915,9 +917,9 @@ defmodule KithTest do
     test "keeps what is on its way readable, and delete/3 does not" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
-      skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
+      skipped = encrypt_one!(kith, "anna", "ben", "skipped")
       send!(kith, "anna", "ben", "after it")
-      late = Kith.encrypt!(kith, "anna", "ben", "late")
+      late = encrypt_one!(kith, "anna", "ben", "late")
 
       assert Kith.reset_session!(kith, "ben", "anna") == :reset
       assert reason(Kith.reset_session(kith, "ben", "anna")) == :session_not_found
@@ -925,7 +927,7 @@ defmodule KithTest do
       assert reason(Kith.decrypt(kith, "ben", skipped)) == :duplicate
       assert Kith.decrypt!(kith, "ben", late) == "late"
 
-      late = Kith.encrypt!(kith, "anna", "ben", "too late")
+      late = encrypt_one!(kith, "anna", "ben", "too late")
       assert Kith.delete!(kith, "ben", "anna") == :deleted
       assert skipped_keys(kith) == 0
 
@@ -938,7 +940,7 @@ defmodule KithTest do
     test "by the receiver of an unanswered session loses no message" do
       kith = start_kith!()
       register!(kith, ["anna", "ben"])
-      messages = for n <- 1..3, do: Kith.encrypt!(kith, "anna", "ben", "message #{n}")
+      messages = for n <- 1..3, do: encrypt_one!(kith, "anna", "ben", "message #{n}")
       assert Kith.decrypt!(kith, "ben", hd(messages)) == "message 1"
       Kith.reset_session!(kith, "ben", "anna")
       assert Enum.map(tl(messages), &Kith.decrypt!(kith, "ben", &1)) == ["message 2", "message 3"]
@@ -958,7 +960,7 @@ defmodule KithTest do
     setup do
       kith = start_kith!()
       register!(kith, ["anna", "ben", "cleo"])
-      %{kith: kith, envelope: Kith.encrypt!(kith, "anna", "ben", "from anna")}
+      %{kith: kith, envelope: encrypt_one!(kith, "anna", "ben", "from anna")}
     end
 
     test "is refused, remembered nowhere, and opens under its own", %{kith: kith} = context do
@@ -979,7 +981,7 @@ defmodule KithTest do
       register!(client, ["ben"])
       Kith.publish_bundle!(server, "ben", Kith.pre_key_bundle!(client, "ben"))
 
-      assert Kith.decrypt!(client, "ben", Kith.encrypt!(server, "anna", "ben", "hello")) ==
+      assert Kith.decrypt!(client, "ben", encrypt_one!(server, "anna", "ben", "hello")) ==
                "hello"
     end
   end
@@ -988,7 +990,7 @@ defmodule KithTest do
     test "still opens what is on the way after the peer has started another" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
-      on_the_way = Kith.encrypt!(kith, "anna", "ben", "old session")
+      on_the_way = encrypt_one!(kith, "anna", "ben", "old session")
       Kith.reset_session!(kith, "anna", "ben")
       assert send!(kith, "anna", "ben", "new session") == "new session"
       assert [%{session_id: old}] = Kith.session_info!(kith, "ben", "anna").archived
@@ -1002,7 +1004,7 @@ defmodule KithTest do
     test "is kept with 39 others, and the oldest goes with its skipped keys" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
-      skipped = Kith.encrypt!(kith, "anna", "ben", "skipped")
+      skipped = encrypt_one!(kith, "anna", "ben", "skipped")
       send!(kith, "anna", "ben", "after it")
 
       for n <- 1..42 do
@@ -1076,9 +1078,9 @@ defmodule KithTest do
       # The client knows the sender by what the server hands out.
       Kith.publish_bundle!(client, "anna", Kith.pre_key_bundle!(server, "anna"))
 
-      envelope = Kith.encrypt!(server, "anna", "olga", "hello out there")
+      envelope = encrypt_one!(server, "anna", "olga", "hello out there")
       assert Kith.decrypt!(client, "olga", envelope) == "hello out there"
-      answer = Kith.encrypt!(client, "olga", "anna", "hello in there")
+      answer = encrypt_one!(client, "olga", "anna", "hello in there")
       assert Kith.decrypt!(server, "anna", answer) == "hello in there"
       assert Kith.prekey_count!(server, "olga") == 2
 
@@ -1098,12 +1100,12 @@ defmodule KithTest do
          %{server: server, client: client, bundle: bundle} do
       Kith.publish_bundle!(server, "olga", bundle)
       assert Kith.kyber_prekey_count!(server, "olga") == 2
-      Kith.encrypt!(server, "anna", "olga", "x")
+      encrypt_one!(server, "anna", "olga", "x")
       assert Kith.publish_bundle!(server, "olga", bundle) == 2
       assert Kith.kyber_prekey_count!(server, "olga") == 1
       assert Kith.publish_bundle!(server, "olga", stock(client, "olga", 2)) == 4
       assert Kith.kyber_prekey_count!(server, "olga") == 2
-      assert Kith.encrypt!(server, "anna", "olga", "x").type == :prekey
+      assert encrypt_one!(server, "anna", "olga", "x").type == :prekey
       assert Kith.prekey_count!(server, "olga") == 4
     end
 
@@ -1112,7 +1114,7 @@ defmodule KithTest do
 
       log =
         ExUnit.CaptureLog.capture_log(fn ->
-          Kith.encrypt!(server, "anna", "olga", "x")
+          encrypt_one!(server, "anna", "olga", "x")
           Kith.Maintenance.await(server)
         end)
 
@@ -1123,13 +1125,13 @@ defmodule KithTest do
     test "of another identity ends sessions and is refused until it is trusted",
          %{server: server, client: client, bundle: bundle} do
       Kith.publish_bundle!(server, "olga", bundle)
-      Kith.encrypt!(server, "anna", "olga", "x")
+      encrypt_one!(server, "anna", "olga", "x")
       Kith.unregister!(client, "olga")
       Kith.register!(client, "olga")
       assert Kith.publish_bundle!(server, "olga", stock(client, "olga", 1)) == 1
       assert reason(Kith.encrypt(server, "anna", "olga", "x")) == :untrusted_identity
       Kith.trust!(server, "anna", "olga")
-      assert Kith.decrypt!(client, "olga", Kith.encrypt!(server, "anna", "olga", "x")) == "x"
+      assert Kith.decrypt!(client, "olga", encrypt_one!(server, "anna", "olga", "x")) == "x"
     end
 
     test "refuses a wrong signature, wrong shapes, too many keys and a user of this server",
@@ -1189,7 +1191,7 @@ defmodule KithTest do
     test "deletes all of a device, ends the sessions of others and takes the notes with the last device" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
-      note = Kith.encrypt!(kith, "anna", "anna", "note")
+      note = encrypt_one!(kith, "anna", "anna", "note")
       register!(kith, [{"anna", 2}])
       assert Kith.unregister!(kith, "anna") == :unregistered
       assert [[1]] = sql!(kith, "SELECT COUNT(*) FROM signal_accounts WHERE user_id = 'anna'")
@@ -1291,6 +1293,10 @@ defmodule KithTest do
       )
 
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state
+      # Told once, and then there is a new session.
+      assert %{type: :prekey} = envelope = encrypt_one!(kith, "anna", "ben", "again")
+      assert Kith.decrypt!(kith, "ben", envelope) == "again"
+
       sql!(kith, "DELETE FROM signal_braids WHERE user_id = 'anna' AND peer_id = 'ben'")
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :corrupted_state
 
@@ -1321,8 +1327,10 @@ defmodule KithTest do
         ]
       )
 
-      assert [{"ben", {:error, %Error{reason: :corrupted_state}}}, {"cleo", {:ok, envelope}}] =
-               Kith.encrypt_group!(kith, "anna", ["ben", "cleo"], "x")
+      assert [
+               {{"ben", 1}, {:error, %Error{reason: :corrupted_state}}},
+               {{"cleo", 1}, {:ok, envelope}}
+             ] = Kith.encrypt_group!(kith, "anna", ["ben", "cleo"], "x")
 
       assert Kith.decrypt!(kith, "cleo", envelope) == "x"
     end
@@ -1331,7 +1339,7 @@ defmodule KithTest do
       [[state]] =
         sql!(kith, "SELECT state FROM signal_sessions WHERE user_id = 'anna' AND peer_id = 'ben'")
 
-      Kith.encrypt!(kith, "anna", "ben", "x")
+      encrypt_one!(kith, "anna", "ben", "x")
 
       sql!(
         kith,
@@ -1402,7 +1410,7 @@ defmodule KithTest do
       assert Family.prekey_count!("anna") == 5
       assert Kith.Instance.fetch!(Family).options.replenish_below == 3
 
-      envelope = Family.encrypt!("anna", {"anna", 2}, "hello")
+      [envelope] = Family.encrypt!("anna", {"anna", 2}, "hello")
       assert Family.decrypt!({"anna", 2}, envelope) == "hello"
       assert Kith.prekey_count!(Family, "anna") == 5
       assert Family.requires_encryption?(:family)
@@ -1457,6 +1465,7 @@ defmodule KithTest do
       state: nil,
       braid: nil,
       identity: nil,
+      sibling: nil,
       bundle: found[{to, 1}].bundle
     }
 

@@ -2,8 +2,8 @@ defmodule Kith.Address do
   @moduledoc """
   Who a message is from or to: a user and one of their devices.
 
-  Wherever Kith takes an address, `"anna"` means device 1 of the user `"anna"` and `{"anna", 2}`
-  means her second device. A user is a string of 1 to 255 bytes of UTF-8 without a zero byte; a
+  `{"anna", 2}` means the second device of the user `"anna"`. Alone, `"anna"` means her device 1 where one device is
+  asked for, and all her devices where a message is sent, a peer trusted, reset or deleted. A user is a string of 1 to 255 bytes of UTF-8 without a zero byte; a
   device is an integer from 1 to 127.
   """
 
@@ -19,7 +19,7 @@ defmodule Kith.Address do
   @typedoc "A user and a device."
   @type t :: {user, device}
 
-  @typedoc "What functions take: a user means their device 1."
+  @typedoc "What functions take: a user means their device 1, or all their devices."
   @type given :: user | t
 
   @doc false
@@ -47,6 +47,14 @@ defmodule Kith.Address do
               "expected a user (1 to 255 bytes of UTF-8 without a zero byte) or {user, device} " <>
                 "with a device from 1 to 127, got #{describe(given)}"
     end
+  end
+
+  @doc false
+  # Whom a message is for: a user means all their devices.
+  @spec recipient!(given) :: user | t
+  def recipient!(given) do
+    address = new!(given)
+    if is_binary(given), do: given, else: address
   end
 
   # What is given in place of an address may be a message, so it is not printed.

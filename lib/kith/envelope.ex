@@ -5,9 +5,10 @@ defmodule Kith.Envelope do
   | field | |
   | --- | --- |
   | `from`, `to` | `{user, device}` |
-  | `type` | `:prekey` (starts a session), `:message` (goes on in one), `:self` (a note sealed with the account's key) |
-  | `body` | the bytes of the Signal message, or of the sealed note |
-  | `version` | of the Signal protocol: 4 or 3; of the sealed note's format for `:self` |
+  | `type` | `:prekey` (starts a session), `:message` (goes on in one), `:self` (a note sealed with the account's key), `:report` (says that a message did not open, see `Kith.recover/4`) |
+  | `body` | the bytes of the Signal message, of the sealed note, or of the report, which is not encrypted |
+  | `version` | of the Signal protocol: 4 or 3; of the sealed note's format for `:self`; 0 for `:report` |
+  | `timestamp` | when it was made, in milliseconds since 1970; by it a report names the message. `nil` when unknown |
   | `session_id` | 16 bytes, known only where the envelope was made: neither form below carries it |
 
   `body` is exactly what a Signal client makes and reads. The fields around it tell where to deliver
@@ -20,27 +21,30 @@ defmodule Kith.Envelope do
   JSON library takes. Their counterparts parse what a stranger sent: they are strict, take at most
   1 MiB and 4 KiB of body and answer `{:error, %Kith.Error{reason: :malformed}}`.
 
-      format version (1) ‖ type (1) ‖ length of from (1) ‖ from ‖ device (1) ‖
-      length of to (1) ‖ to ‖ device (1) ‖ length of body (4, big-endian) ‖ body
+      format version (1) ‖ type (1) ‖ timestamp (8, big-endian, 0 when unknown) ‖
+      length of from (1) ‖ from ‖ device (1) ‖ length of to (1) ‖ to ‖ device (1) ‖
+      length of body (4, big-endian) ‖ body
 
-  The format version is 1. The type is 1 for `:message`, 2 for `:self`, 3 for `:prekey`.
+  The format version is 1. The type is 1 for `:message`, 2 for `:self`, 3 for `:prekey`, 4 for `:report`.
   """
 
   alias Kith.{Address, Error}
 
   @format 1
-  @types %{message: 1, self: 2, prekey: 3}
+  @types %{message: 1, self: 2, prekey: 3, report: 4}
   @codes Map.new(@types, fn {type, code} -> {code, type} end)
   @names Map.new(@types, fn {type, _} -> {Atom.to_string(type), type} end)
 
   # The longest plaintext, 1 MiB, with room for padding and for the outer fields of a first message, those of
   # version 4 included.
+  # Milliseconds that a signed integer of 64 bits holds, as databases have it.
+  @max_timestamp 0x7FFF_FFFF_FFFF_FFFF
   @max_body 1_048_576 + 4_096
 
   @enforce_keys [:from, :to, :type, :body, :version]
-  defstruct [:from, :to, :type, :body, :version, :session_id]
+  defstruct [:from, :to, :type, :body, :version, :timestamp, :session_id]
 
-  @type type :: :prekey | :message | :self
+  @type type :: :prekey | :message | :self | :report
 
   @type t :: %__MODULE__{
           from: Address.t(),
@@ -48,6 +52,7 @@ defmodule Kith.Envelope do
           type: type,
           body: binary,
           version: non_neg_integer,
+          timestamp: nil | pos_integer,
           session_id: nil | <<_::128>>
         }
 
@@ -58,26 +63,28 @@ defmodule Kith.Envelope do
       iex> {envelope.to, envelope.version}
       {{"ben", 2}, 3}
 
-  Raises `ArgumentError` for a wrong type, an empty body or one over 1 MiB and 4 KiB.
+  The timestamp is the sender's, where the service that brought the message has one. Raises `ArgumentError` for a wrong
+  type or timestamp, an empty body or one over 1 MiB and 4 KiB.
   """
-  @spec new(Address.given(), Address.given(), type, binary) :: t
-  def new(from, to, type, body) do
-    case build(Address.new!(from), Address.new!(to), type, body) do
+  @spec new(Address.given(), Address.given(), type, binary, nil | pos_integer) :: t
+  def new(from, to, type, body, timestamp \\ nil) do
+    case build(Address.new!(from), Address.new!(to), type, body, timestamp) do
       {:ok, envelope} ->
         envelope
 
       :error ->
         raise ArgumentError,
-              "expected a type of :prekey, :message or :self (from and to the same user) and a body of " <>
-                "1 to #{@max_body} bytes, got: #{inspect(type)} and #{size(body)}"
+              "expected a type of :prekey, :message, :report or :self (from and to the same user), a body of " <>
+                "1 to #{@max_body} bytes and a timestamp above 0 or nil, got: #{inspect(type)} and #{size(body)}"
     end
   end
 
   @doc "Returns the envelope in bytes, as in the layout above."
   @spec to_binary(t) :: binary
   def to_binary(%__MODULE__{from: {from, from_device}, to: {to, to_device}} = envelope) do
-    <<@format, Map.fetch!(@types, envelope.type), byte_size(from), from::binary, from_device,
-      byte_size(to), to::binary, to_device, byte_size(envelope.body)::32, envelope.body::binary>>
+    <<@format, Map.fetch!(@types, envelope.type), envelope.timestamp || 0::64, byte_size(from),
+      from::binary, from_device, byte_size(to), to::binary, to_device,
+      byte_size(envelope.body)::32, envelope.body::binary>>
   end
 
   @doc """
@@ -88,12 +95,12 @@ defmodule Kith.Envelope do
   """
   @spec from_binary(binary) :: {:ok, t} | {:error, Error.t()}
   def from_binary(
-        <<@format, code, from_size, from::binary-size(from_size), from_device, to_size,
-          to::binary-size(to_size), to_device, size::32, body::binary-size(size)>>
+        <<@format, code, timestamp::64, from_size, from::binary-size(from_size), from_device,
+          to_size, to::binary-size(to_size), to_device, size::32, body::binary-size(size)>>
       ) do
     with {:ok, from} <- Address.parse({from, from_device}),
          {:ok, to} <- Address.parse({to, to_device}),
-         {:ok, envelope} <- build(from, to, @codes[code], body) do
+         {:ok, envelope} <- build(from, to, @codes[code], body, known(timestamp)) do
       # A sub-binary would keep the whole packet it came in alive.
       {:ok, %{envelope | body: :binary.copy(body)}}
     else
@@ -118,6 +125,7 @@ defmodule Kith.Envelope do
         "from_device" => 1,
         "to" => "ben",
         "to_device" => 1,
+        "timestamp" => 0,
         "body" => "MwECAw=="
       }
   """
@@ -130,6 +138,7 @@ defmodule Kith.Envelope do
       "from_device" => from_device,
       "to" => to,
       "to_device" => to_device,
+      "timestamp" => envelope.timestamp || 0,
       "body" => Base.encode64(envelope.body)
     }
   end
@@ -145,12 +154,13 @@ defmodule Kith.Envelope do
         "from_device" => from_device,
         "to" => to,
         "to_device" => to_device,
+        "timestamp" => timestamp,
         "body" => body
       }) do
     with {:ok, from} <- Address.parse({from, from_device}),
          {:ok, to} <- Address.parse({to, to_device}),
          {:ok, body} <- decode(body),
-         {:ok, envelope} <- build(from, to, @names[type], body) do
+         {:ok, envelope} <- build(from, to, @names[type], body, known(timestamp)) do
       {:ok, envelope}
     else
       :error -> {:error, Error.new(:malformed)}
@@ -224,18 +234,33 @@ defmodule Kith.Envelope do
   def size(_), do: "no binary"
 
   # A note goes from a user to themselves by definition; anything else was put together by hand.
-  defp build({from, _}, {to, _}, :self, _body) when from != to, do: :error
+  defp build({from, _}, {to, _}, :self, _body, _timestamp) when from != to, do: :error
 
-  defp build(from, to, type, body)
-       when is_map_key(@types, type) and is_binary(body) and byte_size(body) in 1..@max_body do
-    {:ok, %__MODULE__{from: from, to: to, type: type, body: body, version: version(type, body)}}
+  defp build(from, to, type, body, timestamp)
+       when is_map_key(@types, type) and is_binary(body) and byte_size(body) in 1..@max_body and
+              (timestamp == nil or (is_integer(timestamp) and timestamp in 1..@max_timestamp)) do
+    {:ok,
+     %__MODULE__{
+       from: from,
+       to: to,
+       type: type,
+       body: body,
+       version: version(type, body),
+       timestamp: timestamp
+     }}
   end
 
-  defp build(_, _, _, _), do: :error
+  defp build(_, _, _, _, _), do: :error
 
   # Signal writes the version of the message into the high half of its first byte.
   defp version(:self, <<version, _::binary>>), do: version
+  defp version(:report, _body), do: 0
   defp version(_, <<version::4, _::4, _::binary>>), do: version
+
+  defp known(0), do: nil
+  # nil is how an unknown one is written here only.
+  defp known(nil), do: :unknown
+  defp known(timestamp), do: timestamp
 
   # The length is checked first, so that a long string costs nothing.
   defp decode(text) when is_binary(text) and byte_size(text) <= div(@max_body + 2, 3) * 4,

@@ -567,10 +567,10 @@ defmodule Kith.Maintenance do
 
       {done, outcome} =
         case result do
-          :ok -> {1, %{result: :ok, reason: nil}}
+          :ok -> {1, %{result: :ok, reason: nil, emptied: true}}
           # Another program reads. The next pass tries again.
-          {:error, %{kind: :busy}} -> {0, %{result: :error, reason: :stale}}
-          {:error, _} -> {0, %{result: :error, reason: :storage}}
+          {:error, %{kind: :busy}} -> {0, %{result: :ok, reason: nil, emptied: false}}
+          {:error, _} -> {0, %{result: :error, reason: :storage, emptied: false}}
         end
 
       metadata = Map.put(outcome, :instance, instance.name)

@@ -6,42 +6,51 @@ defmodule Kith.Messages do
   alias Kith.Store.{Accounts, Prekeys, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
-  @max_members 1_000
+  @max_recipients 1_000
 
   # The engine may ask for the archive, then for the keys of the message, then for chunks.
   @max_needs 3
 
-  @type results :: %{Address.t() => {:ok, Envelope.t()} | {:error, Error.t()}}
+  @typedoc "Whom a message is for: a user, with all their devices, or one device."
+  @type member :: Address.user() | Address.t()
 
-  def encrypt(instance, from, to, plaintext) do
+  def encrypt(instance, from, to, plaintext, _options) do
     metadata = Map.merge(local(instance, from), peer(to))
 
     Telemetry.span([:kith, :session, :encrypt], metadata, fn ->
       result = encrypt_one(instance, from, to, plaintext)
 
-      type =
+      {envelopes, type} =
         case result do
-          {:ok, envelope} -> envelope.type
-          {:error, _} -> nil
+          {:ok, [%{type: type} | _] = envelopes} -> {Enum.map(envelopes, &{:ok, &1}), type}
+          _nothing_sent -> {[], nil}
         end
 
-      {result, sizes(plaintext, [result]), Map.put(Telemetry.outcome(result), :type, type)}
+      measurements = Map.put(sizes(plaintext, envelopes), :recipients, length(envelopes))
+      {result, measurements, Map.put(Telemetry.outcome(result), :type, type)}
     end)
   end
 
-  defp encrypt_one(instance, from, to, plaintext) do
+  defp encrypt_one(instance, {user, _} = from, to, plaintext) do
     with :ok <- bounded(instance, plaintext) do
-      if from == to do
-        seal_note(instance, from, plaintext)
-      else
-        with {:ok, %{^to => result}} <- fan_out(instance, from, [to], plaintext), do: result
-      end
+      if to in [user, from],
+        do: seal_note(instance, from, plaintext),
+        else: encrypt_to(instance, from, to, plaintext)
     end
   end
 
-  def encrypt_group(instance, from, members, plaintext) do
+  # All devices of the recipient or none: whoever wants to reach some of them asks for each. The sender's own others do
+  # not stand in the way of a message.
+  defp encrypt_to(instance, from, to, plaintext) do
+    with {:ok, results} <- fan_out(instance, from, [to], plaintext, of_user(to)),
+         do: {:ok, for({_, {:ok, envelope}} <- results, do: envelope)}
+  end
+
+  defp of_user({user, _}), do: user
+  defp of_user(user), do: user
+
+  def encrypt_group(instance, from, members, plaintext, _options) do
     Telemetry.span([:kith, :group, :encrypt], local(instance, from), fn ->
-      members = members |> Enum.uniq_by(&elem(&1, 1)) |> Enum.reject(&(elem(&1, 1) == from))
       result = encrypt_each(instance, from, members, plaintext)
 
       each =
@@ -53,7 +62,7 @@ defmodule Kith.Messages do
       measurements =
         plaintext
         |> sizes(each)
-        |> Map.merge(%{recipients: length(members), failed: Enum.count(each, &failed?/1)})
+        |> Map.merge(%{recipients: length(each), failed: Enum.count(each, &failed?/1)})
 
       {result, measurements, Telemetry.outcome(result)}
     end)
@@ -61,10 +70,8 @@ defmodule Kith.Messages do
 
   defp encrypt_each(instance, from, members, plaintext) do
     with :ok <- bounded(instance, plaintext),
-         :ok <- bounded_members(members),
-         {:ok, results} <- fan_out(instance, from, Enum.map(members, &elem(&1, 1)), plaintext) do
-      {:ok, Enum.map(members, fn {given, address} -> {given, Map.fetch!(results, address)} end)}
-    end
+         :ok <- bounded_recipients(members),
+         do: fan_out(instance, from, members, plaintext, nil)
   end
 
   defp seal_note(instance, {user, _} = address, plaintext) do
@@ -72,20 +79,25 @@ defmodule Kith.Messages do
       with {:ok, device} <- Registration.fetch_local(repo, address),
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
-        {{:ok, Envelope.new(address, address, :self, body)}, []}
+        {{:ok,
+          [%{Envelope.new(address, address, :self, body) | timestamp: Instance.now(instance)}]},
+         []}
       else
         error -> {error, []}
       end
     end)
   end
 
-  # Sorted, so that two fan-outs lock the rows they share in one order.
-  defp fan_out(instance, from, peers, plaintext) do
+  # `whole` is the user of whom each device has to be reached, or nil.
+  defp fan_out(instance, {user, _} = from, members, plaintext, whole) do
     result =
       Instance.transaction(instance, fn repo ->
-        case Registration.fetch_local(repo, from) do
+        users = Enum.uniq([user | Enum.map(members, &of_user/1)])
+        devices = Accounts.devices(repo, users)
+
+        case Registration.local(devices[from]) do
           {:ok, device} ->
-            deliver(instance, repo, {from, device}, Enum.sort(peers), plaintext)
+            deliver(instance, repo, {from, device}, members, devices, plaintext, whole)
 
           {:error, error} ->
             {{:error, error}, []}
@@ -98,16 +110,62 @@ defmodule Kith.Messages do
     end
   end
 
-  defp deliver(_instance, _repo, _sender, [], _plaintext), do: {{:ok, {%{}, %{}}}, []}
+  defp deliver(instance, repo, {{user, _} = from, _} = sender, members, devices, plaintext, whole) do
+    own = if Enum.any?(members, &is_binary/1), do: others(from, devices), else: []
 
-  defp deliver(instance, repo, {from, _device} = sender, peers, plaintext) do
+    users =
+      for member <- members, other = of_user(member), other != user or is_tuple(member), do: other
+
+    users = Enum.uniq(if own == [], do: users, else: [user | users])
+    rows = Sessions.fetch_many(repo, from, users)
+
+    peers =
+      members
+      |> Enum.flat_map(&addresses(&1, user, devices, rows))
+      |> Enum.concat(own)
+      |> Enum.uniq()
+      |> List.delete(from)
+
+    with :ok <- bounded_recipients(peers) do
+      rows = Map.new(peers, &{&1, row(rows, &1)})
+      send_all(instance, repo, sender, peers, rows, plaintext, whole)
+    else
+      error -> {error, []}
+    end
+  end
+
+  defp others({user, _} = from, devices),
+    do: devices |> Map.keys() |> Enum.filter(&(elem(&1, 0) == user and &1 != from)) |> Enum.sort()
+
+  defp addresses({_, _} = address, _sender, _devices, _rows), do: [address]
+  defp addresses(sender, sender, _devices, _rows), do: []
+
+  # A user who has no keys here may be known by sessions all the same.
+  defp addresses(user, _sender, devices, rows) do
+    with [] <- for({{^user, _} = address, _} <- devices, do: address),
+         [] <- for({{^user, _} = address, %{state: <<_, _::binary>>}} <- rows, do: address),
+         do: [{user, 1}],
+         else: (addresses -> Enum.sort(addresses))
+  end
+
+  defp row(rows, peer) do
+    row = Map.get_lazy(rows, peer, &Sessions.none/0)
+    Map.put(row, :sibling, if(row.identity == nil, do: Sessions.sibling(rows, peer)))
+  end
+
+  # Sorted, so that two fan-outs lock the rows they share in one order.
+  defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, whole) do
     now = Instance.now(instance)
-    rows = Sessions.fetch_many(repo, from, peers)
-    cold = Enum.filter(peers, &(rows[&1].state == nil))
+    sorted = Enum.sort(peers)
+    cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
 
+    # One that is only old goes on when there is nothing to start anew from.
     {unregistered, ready} =
-      Enum.split_with(peers, &(rows[&1].state == nil and not is_map_key(claimed, &1)))
+      Enum.split_with(
+        sorted,
+        &(must_start?(rows[&1]) and not is_map_key(claimed, &1))
+      )
 
     {sent, first} = send_to(instance, sender, ready, rows, claimed, plaintext, now)
 
@@ -118,17 +176,51 @@ defmodule Kith.Messages do
     {resent, second} = send_to(instance, sender, again, rows, reclaimed, plaintext, now)
 
     claimed = Map.merge(claimed, reclaimed)
-    sent = Map.merge(Map.new(sent), Map.new(resent))
-    write(repo, from, rows, sent, now)
-    released = release(repo, claimed, sent)
 
-    results =
+    sent =
       sent
-      |> Map.new(fn {peer, result} -> {peer, envelope(instance, from, peer, result)} end)
-      |> Map.merge(Map.new(unregistered, &{&1, {:error, Error.new(:not_registered)}}))
+      |> Map.new()
+      |> Map.merge(Map.new(resent))
+      |> Map.merge(Map.new(unregistered, &{&1, {:error, :not_registered}}))
 
-    claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
-    {{:ok, {results, claimed}}, claims ++ first ++ second}
+    case failure(peers, sent, whole) do
+      nil ->
+        write(repo, from, rows, sent, now)
+        released = release(repo, claimed, sent)
+        renew_damaged(repo, from, sent, now)
+        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], now)})
+        claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
+        {{:ok, {results, claimed}}, claims ++ first ++ second}
+
+      peer ->
+        Enum.each(claimed, fn {address, prekeys} ->
+          Registration.release(repo, address, prekeys)
+        end)
+
+        renew_damaged(repo, from, sent, now)
+        {envelope(instance, from, peer, sent[peer], now), first ++ second}
+    end
+  end
+
+  # Whoever has to be reached and is not.
+  defp failure(_peers, _sent, nil), do: nil
+
+  defp failure(peers, sent, user),
+    do: Enum.find(peers, &(elem(&1, 0) == user and failed?(sent[&1])))
+
+  defp must_start?(row), do: row.state == nil or row.renew_since != nil
+
+  defp cold?(instance, row, now) do
+    must_start?(row) or
+      (row.established_at != nil and
+         max(row.established_at, row.received_at || 0) <
+           now - instance.options.refresh_after * 1_000)
+  end
+
+  # A state that does not open is not sent from: the error tells of it, and the next message starts a new session.
+  defp renew_damaged(repo, from, sent, now) do
+    damaged = for {peer, {:error, :corrupted_state}} <- sent, do: peer
+    Sessions.renew(repo, from, damaged, now)
   end
 
   defp send_to(_instance, _sender, [], _rows, _claimed, _plaintext, _now), do: {[], []}
@@ -194,12 +286,17 @@ defmodule Kith.Messages do
     done = for {peer, {:ok, result}} <- Enum.sort(sent), do: {peer, result}
 
     sessions =
-      for {peer, result} <- done do
-        row = rows[peer]
-        {peer, row.generation + 1, result.state, result.identity || row.identity}
-      end
+      Enum.group_by(done, fn {_, result} -> result.established end, fn {peer, result} ->
+        {peer, rows[peer].generation + 1, result.state, result.identity || rows[peer].identity}
+      end)
 
-    if Sessions.put(repo, from, sessions, now) != length(sessions), do: raise(Error.new(:stale))
+    begun = [renew_since: nil, established_at: now, received_at: nil]
+
+    written =
+      Sessions.put(repo, from, sessions[false] || [], now) +
+        Sessions.put(repo, from, sessions[true] || [], now, begun)
+
+    if written != length(done), do: raise(Error.new(:stale))
 
     braids = for {peer, %{braid: {_, _, _} = braid}} <- done, do: {peer, braid}
     Sessions.put_braids(repo, from, braids)
@@ -221,7 +318,7 @@ defmodule Kith.Messages do
     end
   end
 
-  defp envelope(_instance, from, to, {:ok, result}) do
+  defp envelope(_instance, from, to, {:ok, result}, now) do
     {:ok,
      %Envelope{
        from: from,
@@ -229,11 +326,12 @@ defmodule Kith.Messages do
        type: result.type,
        body: result.body,
        version: result.version,
+       timestamp: now,
        session_id: result.session_id
      }}
   end
 
-  defp envelope(instance, _from, _to, {:error, :unsupported_version}) do
+  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _now) do
     why =
       if instance.options.minimum_version == 4,
         do: "they have no Kyber prekey, which :minimum_version asks for",
@@ -242,10 +340,15 @@ defmodule Kith.Messages do
     {:error, Error.new(:unsupported_version, why)}
   end
 
-  defp envelope(_instance, _from, _to, {:error, reason}), do: {:error, Error.new(reason)}
+  defp envelope(_instance, _from, to, {:error, reason}, _now),
+    do: {:error, Error.new(reason, unreached(to, reason))}
 
-  def decrypt(instance, to, given) do
+  defp unreached({_, 1}, _reason), do: nil
+  defp unreached({_, device}, _reason), do: "of device #{device}"
+
+  def decrypt(instance, to, given, _options) do
     parsed = parse(given)
+    to = addressee(to, parsed)
 
     metadata =
       case parsed do
@@ -270,6 +373,14 @@ defmodule Kith.Messages do
   defp parse(_other),
     do:
       raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
+
+  # Whoever asks for a user opens what any of their devices gets.
+  defp addressee({_, _} = address, _parsed), do: address
+  defp addressee(user, {:ok, %Envelope{to: {user, _} = to}}), do: to
+  defp addressee(user, _parsed), do: {user, 1}
+
+  defp open(_instance, _to, %Envelope{type: :report}),
+    do: {:error, Error.new(:malformed, "this is a report: give it to Kith.resend/3")}
 
   defp open(_instance, to, %Envelope{to: other}) when other != to,
     do: {:error, Error.new(:malformed, "the envelope is addressed to another device")}
@@ -299,7 +410,7 @@ defmodule Kith.Messages do
   defp receive_in(instance, repo, {to, device}, envelope, header) do
     now = Instance.now(instance)
     from = envelope.from
-    session = Sessions.fetch(repo, to, from)
+    session = with_sibling(Sessions.fetch(repo, to, from), repo, to, from)
     loaded = private_halves(instance, repo, to, header, now)
     archive = if envelope.type == :prekey, do: Sessions.archive(repo, to, from)
     parts = Sessions.peer(session, from, Map.put(loaded, :archive, archive))
@@ -323,6 +434,12 @@ defmodule Kith.Messages do
       error -> {error, []}
     end
   end
+
+  # What is remembered of another device of the sender, asked for when a device is met.
+  defp with_sibling(%{identity: nil} = session, repo, to, {user, _} = from),
+    do: Map.put(session, :sibling, Sessions.sibling(Sessions.fetch_many(repo, to, [user]), from))
+
+  defp with_sibling(session, _repo, _to, _from), do: session
 
   # The first message of a peer of whom nothing is remembered: an envelope says who it is from, and nothing
   # but the keys that are registered or published here can tell whether that is so. Asked once the
@@ -394,7 +511,11 @@ defmodule Kith.Messages do
     # First, so that of two first messages of one session the later finds the session when it is tried again.
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
-    if Sessions.put(repo, to, [row], now) != 1, do: raise(Error.new(:stale))
+    begun = if opened.established, do: [renew_since: nil, established_at: now], else: []
+
+    if Sessions.put(repo, to, [row], now, [{:received_at, now} | begun]) != 1,
+      do: raise(Error.new(:stale))
+
     if opened.braid, do: Sessions.put_braids(repo, to, [{from, opened.braid}])
 
     with {_, _} = base_key <- opened.base_key do
@@ -449,8 +570,8 @@ defmodule Kith.Messages do
       else: {:error, Error.new(:too_large)}
   end
 
-  defp bounded_members(members) do
-    if length(members) <= @max_members, do: :ok, else: {:error, Error.new(:too_large)}
+  defp bounded_recipients(recipients) do
+    if length(recipients) <= @max_recipients, do: :ok, else: {:error, Error.new(:too_large)}
   end
 
   defp sizes(plaintext, results) do
@@ -470,4 +591,5 @@ defmodule Kith.Messages do
     do: %{instance: instance.name, user_id: user, device_id: device}
 
   defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
+  defp peer(user), do: %{peer_id: user, peer_device_id: nil}
 end

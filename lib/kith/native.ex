@@ -35,6 +35,7 @@ defmodule Kith.Native do
   # device
   def identity_create(_vault, _account, _device), do: not_loaded()
   def identity_import(_vault, _account, _device, _pair), do: not_loaded()
+  def identity_share(_vault, _account, _device, _other), do: not_loaded()
   def signed_prekey_create(_vault, _account, _device, _identity, _id), do: not_loaded()
   def prekeys_create(_vault, _account, _device, _first_id, _count), do: not_loaded()
 
@@ -52,6 +53,8 @@ defmodule Kith.Native do
   def session_import(_vault, _account, _local, _peer, _record), do: not_loaded()
   def session_info(_vault, _account, _local_address, _peer, _now_ms), do: not_loaded()
   def message_inspect(_type, _body), do: not_loaded()
+  def report_create(_message, _timestamp, _device), do: not_loaded()
+  def report_parse(_content), do: not_loaded()
 
   def identity_seal(_vault, _account, _local_address, _peer_address, _remembered),
     do: not_loaded()

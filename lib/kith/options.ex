@@ -45,6 +45,8 @@ defmodule Kith.Options do
     * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
       sooner. With 0 it is deleted with the message that used it. Default 604,800 (7 days).
+    * `:refresh_after` - seconds without a message from a peer after which the next message to them starts a new
+      session, so that one that only one side uses does not stay unhealed. Default 2,592,000 (30 days).
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
     * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
       here. An envelope says who it is from, and only keys known here can tell whether that is so.
@@ -90,6 +92,7 @@ defmodule Kith.Options do
             one_time_kyber_prekeys: 20,
             replenish_below: 20,
             prekey_grace_period: 604_800,
+            refresh_after: 2_592_000,
             max_plaintext: 65_536,
             unknown_senders: :refuse,
             max_attempts: 5,
@@ -115,6 +118,7 @@ defmodule Kith.Options do
           one_time_kyber_prekeys: 0..1000,
           replenish_below: 0..1000,
           prekey_grace_period: non_neg_integer,
+          refresh_after: pos_integer,
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
           max_attempts: pos_integer,
@@ -219,6 +223,7 @@ defmodule Kith.Options do
       one_time_kyber_prekeys: {:integer, 0..1000},
       replenish_below: {:integer, 0..1000},
       prekey_grace_period: {:integer, 0..31_536_000},
+      refresh_after: {:integer, 3_600..31_536_000},
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100},

@@ -46,37 +46,66 @@ defmodule Kith.Peers do
   def trust(instance, {user, _} = local, peer, options) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, local),
-           {:ok, key} <- trusted_key(repo, peer, options[:identity_key]),
-           account = {user, device.data_key},
-           session = Sessions.fetch(repo, local, peer),
-           {:ok, {remembered, version}} <-
-             remembered(instance, account, local, peer, session.identity),
-           # What was seen of a peer stays: another key is no way back to an older version.
-           {:ok, sealed} <-
-             sealed(instance, :identity_seal, [
-               account,
-               local,
-               peer,
-               {key, options[:verified], version}
-             ]) do
-        now = Instance.now(instance)
-
-        # A session with the identity of before must not go on under the name of the new one.
-        if session.state != nil and remembered == key do
-          Sessions.put_identity(repo, local, peer, sealed, now)
-        else
-          archived = Archive.rows(instance, account, local, peer, session)
-          row = {peer, session.generation + 1, nil, sealed}
-          if Sessions.put(repo, local, [row], now) != 1, do: raise(Error.new(:stale))
-          Sessions.delete_braid(repo, local, peer)
-          Sessions.insert_archived(repo, local, archived)
-        end
-
-        {{:ok, :trusted}, []}
+           peers = devices(repo, local, peer),
+           {:ok, key} <- trusted_key(repo, hd(peers), options[:identity_key]) do
+        account = {user, device.data_key}
+        given = {key, options[:verified]}
+        {trust_each(instance, repo, account, local, peers, given), []}
       else
         error -> {error, []}
       end
     end)
+  end
+
+  defp trust_each(instance, repo, account, local, peers, given) do
+    Enum.reduce_while(peers, {:ok, :trusted}, fn peer, trusted ->
+      case trust_one(instance, repo, account, local, peer, given) do
+        :ok -> {:cont, trusted}
+        error -> {:halt, error}
+      end
+    end)
+  end
+
+  defp trust_one(instance, repo, account, local, peer, {key, verified}) do
+    session = Sessions.fetch(repo, local, peer)
+
+    with {:ok, {remembered, version}} <-
+           remembered(instance, account, local, peer, session.identity),
+         # What was seen of a peer stays: another key is no way back to an older version.
+         {:ok, sealed} <-
+           sealed(instance, :identity_seal, [account, local, peer, {key, verified, version}]) do
+      now = Instance.now(instance)
+
+      # A session with the identity of before must not go on under the name of the new one.
+      if session.state != nil and remembered == key do
+        Sessions.put_identity(repo, local, peer, sealed, now)
+      else
+        archived = Archive.rows(instance, account, local, peer, session)
+        row = {peer, session.generation + 1, nil, sealed}
+
+        if Sessions.put(repo, local, [row], now, renew_since: nil) != 1,
+          do: raise(Error.new(:stale))
+
+        Sessions.delete_braid(repo, local, peer)
+        Sessions.insert_archived(repo, local, archived)
+      end
+
+      :ok
+    end
+  end
+
+  # The devices a user is known by here: those with keys, and those something is remembered of.
+  defp devices(_repo, _local, {_, _} = address), do: [address]
+
+  defp devices(repo, local, user) do
+    registered = Map.keys(Accounts.devices(repo, [user]))
+    met = Map.keys(Sessions.fetch_many(repo, local, [user]))
+
+    case Enum.sort(Enum.uniq(registered ++ met)) do
+      [] -> [{user, 1}]
+      # One with keys first: the key to trust is theirs.
+      all -> Enum.sort_by(all, &(&1 not in registered))
+    end
   end
 
   defp trusted_key(repo, peer, nil), do: public_key(repo, peer)
@@ -121,7 +150,8 @@ defmodule Kith.Peers do
 
   defp put_imported(repo, local, peer, session, imported, now) do
     row = {peer, session.generation + 1, imported.state, imported.identity || session.identity}
-    if Sessions.put(repo, local, [row], now) != 1, do: raise(Error.new(:stale))
+    begun = [renew_since: nil, established_at: now, received_at: now]
+    if Sessions.put(repo, local, [row], now, begun) != 1, do: raise(Error.new(:stale))
 
     if imported.braid,
       do: Sessions.put_braids(repo, local, [{peer, imported.braid}]),
@@ -141,9 +171,14 @@ defmodule Kith.Peers do
   def reset(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, local) do
-        case Archive.put_away(instance, repo, local, device.data_key, peer) do
+        peers = devices(repo, local, peer)
+        data_key = device.data_key
+
+        case Enum.sum(
+               for peer <- peers, do: Archive.put_away(instance, repo, local, data_key, peer)
+             ) do
           0 -> {none(), []}
-          1 -> {{:ok, :reset}, []}
+          _ -> {{:ok, :reset}, []}
         end
       else
         error -> {error, []}
@@ -154,13 +189,22 @@ defmodule Kith.Peers do
   def delete(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
       with {:ok, _} <- Registration.fetch_local(repo, local) do
-        deleted = Sessions.forget(repo, local, peer, Instance.now(instance))
-        Sessions.delete_parts(repo, local, peer)
+        deleted =
+          Enum.sum(
+            for peer <- devices(repo, local, peer), do: forget(instance, repo, local, peer)
+          )
+
         {if(deleted == 0, do: none(), else: {:ok, :deleted}), []}
       else
         error -> {error, []}
       end
     end)
+  end
+
+  defp forget(instance, repo, local, peer) do
+    deleted = Sessions.forget(repo, local, peer, Instance.now(instance))
+    Sessions.delete_parts(repo, local, peer)
+    deleted
   end
 
   def session_info(instance, {user, _} = local, address) do

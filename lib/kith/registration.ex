@@ -21,14 +21,14 @@ defmodule Kith.Registration do
 
   @doc "A device whose private keys are here, with its wrapped data key, or why it cannot be used."
   @spec fetch_local(term, Address.t()) :: {:ok, Accounts.device()} | {:error, Error.t()}
-  def fetch_local(repo, address) do
-    case Accounts.device(repo, address) do
-      nil -> {:error, Error.new(:not_registered)}
-      %{identity: nil} -> {:error, Error.new(:key_not_found)}
-      %{data_key: nil} -> {:error, Error.new(:key_not_found)}
-      device -> {:ok, device}
-    end
-  end
+  def fetch_local(repo, address), do: local(Accounts.device(repo, address))
+
+  @doc "The same of a device that was read already."
+  @spec local(nil | Accounts.device()) :: {:ok, Accounts.device()} | {:error, Error.t()}
+  def local(nil), do: {:error, Error.new(:not_registered)}
+  def local(%{identity: nil}), do: {:error, Error.new(:key_not_found)}
+  def local(%{data_key: nil}), do: {:error, Error.new(:key_not_found)}
+  def local(device), do: {:ok, device}
 
   @doc "The account a native call is made for and the device it is made on behalf of, with what it asks of others."
   def on_behalf_of(instance, {user, number}, device) do
@@ -57,7 +57,7 @@ defmodule Kith.Registration do
     do: {:ok, registered(user, device, found)}
 
   defp keep(instance, {user, device}, %{public_key: public_key} = found, given) do
-    case identity(instance, {user, found.data_key}, device, given) do
+    case identity(instance, {user, found.data_key}, device, given, []) do
       {:ok, {^public_key, _sealed, _registration_id}} ->
         {:ok, registered(user, device, found)}
 
@@ -72,10 +72,13 @@ defmodule Kith.Registration do
   defp create(instance, repo, {user, device} = address, given) do
     now = Instance.now(instance)
     account = {user, open_account(instance, repo, user, now)}
+    others = Map.values(others(repo, address))
 
     {keys, record} =
       generating(instance, address, fn ->
-        with {:ok, {public_key, sealed, drawn}} <- identity(instance, account, device, given) do
+        with {:ok, {public_key, sealed, drawn}} <-
+               identity(instance, account, device, given, others),
+             :ok <- of_one_user(others, public_key) do
           keys = %{
             registration_id: given.registration_id || drawn,
             public_key: public_key,
@@ -95,16 +98,50 @@ defmodule Kith.Registration do
         insert_generated(repo, address, keys, now)
         {{:ok, registered(user, device, keys)}, [record]}
 
+      {:error, %Error{} = error} ->
+        raise error
+
       {:error, reason} ->
         raise Error.new(reason)
     end
   end
 
-  defp identity(instance, account, device, %{identity_key_pair: nil}),
-    do: Instance.sealed(instance, :identity_create, [account, device])
+  # All devices of a user have one identity: to add one changes no safety number, and a device with another identity
+  # is not the user's.
+  defp identity(instance, account, device, %{identity_key_pair: nil}, others) do
+    case Enum.find(others, & &1.identity) do
+      nil ->
+        Instance.sealed(instance, :identity_create, [account, device])
 
-  defp identity(instance, account, device, %{identity_key_pair: pair}),
+      other ->
+        Instance.sealed(instance, :identity_share, [
+          account,
+          device,
+          {other.device, other.identity}
+        ])
+    end
+  end
+
+  defp identity(instance, account, device, %{identity_key_pair: pair}, _others),
     do: Instance.sealed(instance, :identity_import, [account, device, pair])
+
+  defp others(repo, {user, _} = address) do
+    for {{_, device} = other, found} <- Accounts.devices(repo, [user]),
+        other != address,
+        into: %{},
+        do: {other, Map.put(found, :device, device)}
+  end
+
+  defp of_one_user(others, public_key) do
+    if Enum.all?(others, &(&1.public_key == public_key)),
+      do: :ok,
+      else:
+        {:error,
+         Error.new(
+           :untrusted_identity,
+           "the user's other devices have another identity; unregister them first"
+         )}
+  end
 
   defp first_prekeys(instance, account, device, %{identity: identity} = keys) do
     # Drawn, so that a message made for keys of an earlier registration names a prekey that is not there.
@@ -419,6 +456,11 @@ defmodule Kith.Registration do
   end
 
   defp insert_published(instance, repo, address, bundle) do
+    with :ok <- of_one_user(Map.values(others(repo, address)), bundle.identity_key),
+         do: put_published(instance, repo, address, bundle)
+  end
+
+  defp put_published(instance, repo, address, bundle) do
     now = Instance.now(instance)
 
     case Accounts.device(repo, address) do

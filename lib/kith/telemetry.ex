@@ -8,7 +8,7 @@ defmodule Kith.Telemetry do
   | event | measurements | metadata |
   | --- | --- | --- |
   | `[:kith, :session, :encrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
-  | `[:kith, :session, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason`, `type` |
+  | `[:kith, :session, :encrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size`, `recipients` | the same, `result`, `reason`, `type` |
   | `[:kith, :session, :encrypt, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :session, :decrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `type` |
   | `[:kith, :session, :decrypt, :stop]` | `monotonic_time`, `duration`, `plaintext_size`, `message_size` | the same, `result`, `reason` |
@@ -29,7 +29,7 @@ defmodule Kith.Telemetry do
   | `[:kith, :prekeys, :purge]` | `count`, `signed_count`, `base_keys` | `instance` |
   | `[:kith, :sessions, :purge]` | `skipped_keys`, `recoveries`, `messages` | `instance` |
   | `[:kith, :sessions, :expire]` | `count`, `age` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
-  | `[:kith, :sqlite, :checkpoint]` | `size` | `instance`, `result`, `reason` |
+  | `[:kith, :sqlite, :checkpoint]` | `size` | `instance`, `result`, `reason`, `emptied` |
   | `[:kith, :maintenance, :run, :start]` | `monotonic_time`, `system_time` | `instance`, `task` |
   | `[:kith, :maintenance, :run, :stop]` | `monotonic_time`, `duration`, `count`, `failed` | the same, `result`, `reason`, `claimed` |
   | `[:kith, :maintenance, :run, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
@@ -39,7 +39,7 @@ defmodule Kith.Telemetry do
 
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
-  together; both are 0 where there is none. `recipients` counts those addressed, `failed` those of
+  together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
   them that got an error. `sessions` counts the sessions established. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
   claim. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
@@ -57,12 +57,13 @@ defmodule Kith.Telemetry do
   ## Metadata
 
   `instance` is the name of the instance. `user_id` and `device_id` say whose keys did the work (in a claim:
-  whose prekey it is), `peer_id` and `peer_device_id` the other side. `result` is `:ok` or `:error`; `reason`
+  whose prekey it is), `peer_id` and `peer_device_id` the other side; the device is `nil` where a user with all their
+  devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   `role` is `:initiator` or `:responder`. `function` is the name of the native function. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
-  `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. A checkpoint that
-  had to give way to a reader is `:stale`. There is
+  `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
+  checkpoint that gave way to a reader: the log is emptied later. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.

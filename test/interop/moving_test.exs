@@ -80,7 +80,7 @@ defmodule Kith.Interop.MovingTest do
     assert reason(Kith.decrypt(kith, "anna", context.opened)) == :duplicate
 
     for n <- 1..60 do
-      assert Official.decrypt(olga, Kith.encrypt!(kith, "anna", "olga", "a#{n}")) == "a#{n}"
+      assert Official.decrypt(olga, encrypt_one!(kith, "anna", "olga", "a#{n}")) == "a#{n}"
       assert Kith.decrypt!(kith, "anna", write(olga, anna, "o#{n}")) == "o#{n}"
     end
 
@@ -101,7 +101,7 @@ defmodule Kith.Interop.MovingTest do
     kith = move!(anna)
     assert Kith.import_record!(kith, "anna", "olga", record(anna, "olga")) == :imported
     assert length(Kith.session_info!(kith, "anna", "olga").archived) == 2
-    assert Official.decrypt(olga, Kith.encrypt!(kith, "anna", "olga", "x")) == "x"
+    assert Official.decrypt(olga, encrypt_one!(kith, "anna", "olga", "x")) == "x"
     assert Kith.decrypt!(kith, "anna", between) == "between"
     assert Kith.decrypt!(kith, "anna", before) == "before"
 
@@ -115,7 +115,7 @@ defmodule Kith.Interop.MovingTest do
     %{anna: anna, olga: olga} = context
     kith = move!(anna)
     Kith.publish_bundle!(kith, "olga", Official.bundle(olga, 1))
-    before = Kith.encrypt!(kith, "anna", "olga", "a session of its own")
+    before = encrypt_one!(kith, "anna", "olga", "a session of its own")
     assert Official.decrypt(olga, before) == "a session of its own"
     answer = write(olga, anna, "an answer in it")
 
@@ -131,7 +131,7 @@ defmodule Kith.Interop.MovingTest do
   test "takes a record once, since whoever goes on from it again uses keys again", context do
     kith = move!(context.anna)
     assert Kith.import_record!(kith, "anna", "olga", context.record) == :imported
-    Kith.encrypt!(kith, "anna", "olga", "x")
+    encrypt_one!(kith, "anna", "olga", "x")
     before = dump(kith)
     assert reason(Kith.import_record(kith, "anna", "olga", context.record)) == :duplicate
     assert dump(kith) == before
@@ -213,7 +213,7 @@ defmodule Kith.Interop.MovingTest do
     for {envelope, text} <- context.late,
         do: assert(Kith.decrypt!(kith, "anna", envelope) == text)
 
-    assert %{version: 3} = envelope = Kith.encrypt!(kith, "anna", "olga", "x")
+    assert %{version: 3} = envelope = encrypt_one!(kith, "anna", "olga", "x")
     assert Official.decrypt(olga, envelope) == "x"
 
     assert %{highest_version: 3, current: %{braid: nil}} =

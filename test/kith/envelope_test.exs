@@ -4,7 +4,7 @@ defmodule Kith.EnvelopeTest do
 
   alias Kith.{Envelope, Error}
 
-  @envelope Envelope.new({"änna", 3}, "ben", :prekey, <<0x33, 1, 2, 3>>)
+  @envelope Envelope.new({"änna", 3}, "ben", :prekey, <<0x33, 1, 2, 3>>, 1_700_000_000_123)
 
   describe "to_binary/1 and from_binary/1" do
     test "give back every envelope but for the session id" do
@@ -16,7 +16,10 @@ defmodule Kith.EnvelopeTest do
 
     test "have the documented layout" do
       assert Envelope.to_binary(Envelope.new("anna", {"ben", 2}, :message, <<0x33, 9>>)) ==
-               <<1, 1, 4, "anna", 1, 3, "ben", 2, 0, 0, 0, 2, 0x33, 9>>
+               <<1, 1, 0::64, 4, "anna", 1, 3, "ben", 2, 0, 0, 0, 2, 0x33, 9>>
+
+      assert Envelope.to_binary(Envelope.new("anna", "ben", :report, <<0xC0>>, 0x0102030405)) ==
+               <<1, 4, 0, 0, 0, 1, 2, 3, 4, 5, 4, "anna", 1, 3, "ben", 1, 0, 0, 0, 1, 0xC0>>
     end
 
     test "refuse every truncation and every extension" do
@@ -51,7 +54,7 @@ defmodule Kith.EnvelopeTest do
     end
 
     test "refuse a body over 1 MiB and 4 KiB and one of nothing" do
-      head = <<1, 1, 4, "anna", 1, 3, "ben", 1>>
+      head = <<1, 1, 7::64, 4, "anna", 1, 3, "ben", 1>>
 
       assert {:ok, _} =
                Envelope.from_binary(<<head::binary, 1_052_672::32, 0::size(1_052_672)-unit(8)>>)
@@ -68,13 +71,14 @@ defmodule Kith.EnvelopeTest do
       body = <<1::32, 0>>
 
       for bytes <- [
-            <<1, 1, 0, 1, 3, "ben", 1>>,
-            <<1, 1, 1, 255, 1, 3, "ben", 1>>,
-            <<1, 1, 1, 0, 1, 3, "ben", 1>>,
-            <<1, 1, 4, "anna", 0, 3, "ben", 1>>,
-            <<1, 1, 4, "anna", 128, 3, "ben", 1>>,
-            <<1, 2, 4, "anna", 1, 3, "ben", 1>>,
-            <<1, 4, 4, "anna", 1, 3, "ben", 1>>
+            <<1, 1, 0::64, 0, 1, 3, "ben", 1>>,
+            <<1, 1, 0::64, 1, 255, 1, 3, "ben", 1>>,
+            <<1, 1, 0::64, 1, 0, 1, 3, "ben", 1>>,
+            <<1, 1, 0::64, 4, "anna", 0, 3, "ben", 1>>,
+            <<1, 1, 0::64, 4, "anna", 128, 3, "ben", 1>>,
+            <<1, 2, 0::64, 4, "anna", 1, 3, "ben", 1>>,
+            <<1, 5, 0::64, 4, "anna", 1, 3, "ben", 1>>,
+            <<1, 1, 0x8000_0000_0000_0000::64, 4, "anna", 1, 3, "ben", 1>>
           ] do
         assert reason(Envelope.from_binary(bytes <> body)) == :malformed
       end
@@ -127,6 +131,8 @@ defmodule Kith.EnvelopeTest do
       for {key, _} <- map,
           value <- [nil, "", -1, 0, 128, 2.5, [], %{}, "!\0", <<255>>, true],
           value != map[key],
+          # Unknown.
+          not (key == "timestamp" and value in [0, 128]),
           # An unknown format is a version, any other value is no message.
           not (key == "format" and is_integer(value)) do
         assert reason(Envelope.from_map(%{map | key => value})) == :malformed,
@@ -152,7 +158,9 @@ defmodule Kith.EnvelopeTest do
             ["anna", "ben", :message, ""],
             ["anna", "ben", :self, "x"],
             ["anna", "ben", :message, nil],
-            ["", "ben", :message, "x"]
+            ["", "ben", :message, "x"],
+            ["anna", "ben", :message, "x", 0],
+            ["anna", "ben", :message, "x", "now"]
           ] do
         assert_raise ArgumentError, fn -> apply(Envelope, :new, arguments) end
       end
@@ -166,7 +174,7 @@ defmodule Kith.EnvelopeTest do
     test "has the columns of message_encryption" do
       kith = start_kith!()
       register!(kith, ["anna", "ben"])
-      envelope = Kith.encrypt!(kith, {"anna", 1}, "ben", "hello")
+      envelope = encrypt_one!(kith, {"anna", 1}, "ben", "hello")
       metadata = Envelope.metadata(envelope, %{"conversation" => "family"})
 
       columns = for [_, name | _] <- sql!(kith, "PRAGMA table_info(message_encryption)"), do: name
@@ -186,7 +194,7 @@ defmodule Kith.EnvelopeTest do
     test "tells a note from a message" do
       kith = start_kith!()
       register!(kith, ["anna"])
-      metadata = Envelope.metadata(Kith.encrypt!(kith, "anna", "anna", "x"))
+      metadata = Envelope.metadata(encrypt_one!(kith, "anna", "anna", "x"))
       assert %{protocol: "kith", session_id: nil} = metadata
     end
   end

@@ -203,8 +203,8 @@ defmodule Kith.MaintenanceTest do
       # Two bundles without one-time prekeys, and two with.
       rows(kith, "UPDATE signal_prekeys SET claimed_at = 1 WHERE kind LIKE '%one_time'")
       hand_over!(kith, "ben", far)
-      in_time = Kith.encrypt!(far, "anna", "ben", "in time")
-      too_late = Kith.encrypt!(far, "cleo", "ben", "too late")
+      in_time = encrypt_one!(far, "anna", "ben", "in time")
+      too_late = encrypt_one!(far, "cleo", "ben", "too late")
       rows(kith, "UPDATE signal_prekeys SET claimed_at = NULL")
 
       travel(ahead, 7 * @day + 1)
@@ -233,7 +233,7 @@ defmodule Kith.MaintenanceTest do
             for n <- 1..25 do
               # Each time a new session, made from whatever bundle is handed out now.
               if n > 1, do: Kith.reset_session!(kith, sender, "ben")
-              envelope = Kith.encrypt!(kith, sender, "ben", "#{sender}: #{n}")
+              envelope = encrypt_one!(kith, sender, "ben", "#{sender}: #{n}")
               assert envelope.type == :prekey
               assert Kith.decrypt!(kith, "ben", envelope) == "#{sender}: #{n}"
             end
@@ -345,7 +345,7 @@ defmodule Kith.MaintenanceTest do
       {kith, ahead} = start_clocked!()
       register!(kith, ~w(anna ben))
       rows(kith, "UPDATE signal_prekeys SET claimed_at = 1 WHERE kind LIKE '%one_time'")
-      first = Kith.encrypt!(kith, "anna", "ben", "hello")
+      first = encrypt_one!(kith, "anna", "ben", "hello")
       assert Kith.decrypt!(kith, "ben", first) == "hello"
       Kith.delete!(kith, "ben", "anna")
 
@@ -379,10 +379,10 @@ defmodule Kith.MaintenanceTest do
     test "old skipped keys go, and the session goes on" do
       {kith, ahead} = start_clocked!()
       converse!(kith, "anna", "ben")
-      late = Kith.encrypt!(kith, "anna", "ben", "late")
+      late = encrypt_one!(kith, "anna", "ben", "late")
       send!(kith, "anna", "ben", "after it")
       travel(ahead, 10 * @day)
-      younger = Kith.encrypt!(kith, "anna", "ben", "younger")
+      younger = encrypt_one!(kith, "anna", "ben", "younger")
       send!(kith, "anna", "ben", "after it")
       assert skipped_keys(kith) == 2
 
@@ -420,7 +420,7 @@ defmodule Kith.MaintenanceTest do
         of_kind.()["02"]
       end)
 
-      for _ <- 1..150, do: Kith.encrypt!(kith, "anna", "ben", "lost")
+      for _ <- 1..150, do: encrypt_one!(kith, "anna", "ben", "lost")
       send!(kith, "anna", "ben", "after them")
       assert %{"05" => 150, "01" => 150, "02" => chunks} = of_kind.()
       assert chunks > 0
@@ -437,21 +437,21 @@ defmodule Kith.MaintenanceTest do
     test "keys skipped later have the room of those that were purged" do
       {kith, ahead} = start_clocked!()
       converse!(kith, "anna", "ben")
-      for _ <- 1..1_900, do: Kith.encrypt!(kith, "anna", "ben", "lost")
+      for _ <- 1..1_900, do: encrypt_one!(kith, "anna", "ben", "lost")
       send!(kith, "anna", "ben", "after them")
       assert skipped_keys(kith) == 1_900
       travel(ahead, 31 * @day)
       assert %{skipped_keys: 1_900} = maintain!(kith)
 
       # The state counts 2,200 with those that are gone.
-      [first | _] = late = for n <- 1..300, do: Kith.encrypt!(kith, "anna", "ben", "#{n}")
+      [first | _] = late = for n <- 1..300, do: encrypt_one!(kith, "anna", "ben", "#{n}")
       send!(kith, "anna", "ben", "after them")
       assert skipped_keys(kith) == 300
       assert Kith.decrypt!(kith, "ben", first) == "1"
       assert Kith.decrypt!(kith, "ben", List.last(late)) == "300"
 
       # And no more than 2,000 of them.
-      for _ <- 1..1_800, do: Kith.encrypt!(kith, "anna", "ben", "lost")
+      for _ <- 1..1_800, do: encrypt_one!(kith, "anna", "ben", "lost")
       send!(kith, "anna", "ben", "after them")
       assert skipped_keys(kith) == 2_000
       assert reason(Kith.decrypt(kith, "ben", Enum.at(late, 1))) == :duplicate
@@ -461,7 +461,7 @@ defmodule Kith.MaintenanceTest do
     test "skipped keys stay with :skipped_key_lifetime 0" do
       {kith, ahead} = start_clocked!(skipped_key_lifetime: 0)
       converse!(kith, "anna", "ben")
-      late = Kith.encrypt!(kith, "anna", "ben", "late")
+      late = encrypt_one!(kith, "anna", "ben", "late")
       send!(kith, "anna", "ben", "after it")
       travel(ahead, 300 * @day)
       Kith.maintain!(kith)
@@ -494,6 +494,22 @@ defmodule Kith.MaintenanceTest do
       assert %{prekeys: 2, rotated: 2} = maintain!(kith)
       assert File.stat!(path <> "-wal").size == 0
 
+      # It gives way to a reader, and is made later.
+      {:ok, pid} = SQLite.start_link(path: path)
+      reader = SQLite.handle(pid)
+      send!(kith, "anna", "ben", "hello")
+      travel(ahead, 8 * @day)
+
+      SQLite.transaction(reader, fn ->
+        {:ok, _} = SQLite.query(reader, "SELECT * FROM signal_schema")
+        assert %{rotated: 2} = maintain!(kith)
+        assert File.stat!(path <> "-wal").size > 0
+      end)
+
+      travel(ahead, 8 * @day)
+      assert %{rotated: 2} = maintain!(kith)
+      assert File.stat!(path <> "-wal").size == 0
+
       # Not when there is nothing that must go.
       send!(kith, "anna", "ben", "hello")
       assert maintain!(kith) == %{}
@@ -505,17 +521,8 @@ defmodule Kith.MaintenanceTest do
     setup do
       {kith, ahead} = start_clocked!()
       register!(kith, ~w(anna ben))
-      first = Kith.encrypt!(kith, "anna", "ben", "hello")
-      established(kith, "anna", System.system_time(:millisecond), nil)
+      first = encrypt_one!(kith, "anna", "ben", "hello")
       %{kith: kith, ahead: ahead, first: first}
-    end
-
-    defp established(kith, user, at, received) do
-      rows(
-        kith,
-        "UPDATE signal_sessions SET established_at = $2, received_at = $3 WHERE user_id = $1",
-        [user, at, received]
-      )
     end
 
     test "is ended after 30 days, and an answer still opens",
@@ -523,7 +530,7 @@ defmodule Kith.MaintenanceTest do
       travel(ahead, 30 * @day - 60)
       refute Map.has_key?(maintain!(kith), :sessions)
       Kith.decrypt!(kith, "ben", first)
-      answer = Kith.encrypt!(kith, "ben", "anna", "late answer")
+      answer = encrypt_one!(kith, "ben", "anna", "late answer")
 
       travel(ahead, 120)
       assert %{sessions: 1} = maintain!(kith)
@@ -536,7 +543,7 @@ defmodule Kith.MaintenanceTest do
     test "is followed by a new one", %{kith: kith, ahead: ahead, first: first} do
       travel(ahead, 31 * @day)
       assert %{sessions: 1} = maintain!(kith)
-      second = Kith.encrypt!(kith, "anna", "ben", "hello?")
+      second = encrypt_one!(kith, "anna", "ben", "hello?")
       assert second.type == :prekey
       assert second.session_id != first.session_id
       assert Kith.decrypt!(kith, "ben", second) == "hello?"
@@ -544,8 +551,7 @@ defmodule Kith.MaintenanceTest do
 
     test "goes on when somebody has answered", %{kith: kith, ahead: ahead, first: first} do
       Kith.decrypt!(kith, "ben", first)
-      now = System.system_time(:millisecond)
-      established(kith, "anna", now, now + 1_000)
+      assert send!(kith, "ben", "anna", "hi") == "hi"
       travel(ahead, 31 * @day)
       refute Map.has_key?(maintain!(kith), :sessions)
       assert {:ok, _} = Kith.session_info(kith, "anna", "ben")
@@ -555,7 +561,7 @@ defmodule Kith.MaintenanceTest do
   test "sessions nobody answers in stay with :unacknowledged_session_lifetime 0" do
     {kith, ahead} = start_clocked!(unacknowledged_session_lifetime: 0)
     register!(kith, ~w(anna ben))
-    Kith.encrypt!(kith, "anna", "ben", "hello")
+    encrypt_one!(kith, "anna", "ben", "hello")
     rows(kith, "UPDATE signal_sessions SET established_at = 1")
     travel(ahead, 31 * @day)
     refute Map.has_key?(maintain!(kith), :sessions)
@@ -724,10 +730,10 @@ defmodule Kith.MaintenanceTest do
             send!(kith, user, "ben", "hello")
           end
 
-          late = Kith.encrypt!(kith, "anna", "ben", "late")
+          late = encrypt_one!(kith, "anna", "ben", "late")
           send!(kith, "anna", "ben", "after it")
           Kith.reset_session!(kith, "cleo", "ben")
-          waiting = Kith.encrypt!(kith, "cleo", "ben", "waiting")
+          waiting = encrypt_one!(kith, "cleo", "ben", "waiting")
           travel(ahead, 8 * @day)
 
           rows(

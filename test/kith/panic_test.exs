@@ -5,7 +5,7 @@ defmodule Kith.PanicTest do
   alias Kith.{ChildVM, Native}
 
   @panics 1_000
-  @unknown %{generation: 0, state: nil, braid: nil, identity: nil}
+  @unknown %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil}
 
   setup do
     {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
@@ -52,6 +52,9 @@ defmodule Kith.PanicTest do
   defp call(:identity_import, c),
     do: Native.identity_import(c.vault, c.account, 1, c.identity_key_pair)
 
+  defp call(:identity_share, %{alice: alice} = c),
+    do: Native.identity_share(c.vault, c.account, 2, {1, alice.local.identity})
+
   defp call(:signed_prekey_create, %{alice: alice} = c),
     do: Native.signed_prekey_create(c.vault, c.account, 1, alice.local.identity, 1)
 
@@ -80,6 +83,9 @@ defmodule Kith.PanicTest do
 
   defp call(:message_inspect, %{first_message: {type, body}}),
     do: Native.message_inspect(type, body)
+
+  defp call(:report_create, c), do: Native.report_create(c.first_message, 1, 1)
+  defp call(:report_parse, _), do: Native.report_parse("content")
 
   defp call(:identity_seal, %{bob: bob} = c),
     do: Native.identity_seal(c.vault, c.account, {"alice", 1}, {"bob", 1}, {bob.public, true, 4})

@@ -27,7 +27,7 @@ defmodule Kith.StateSizeTest do
     name = start_kith!()
     register!(name, ~w(ada ben))
 
-    first = Kith.encrypt!(name, "ada", "ben", "hello")
+    first = encrypt_one!(name, "ada", "ben", "hello")
     assert sealed(name) == documented("version 4, first message, unacknowledged")
     Kith.decrypt!(name, "ben", first)
 
@@ -41,7 +41,7 @@ defmodule Kith.StateSizeTest do
     steady = documented("version 4, steady state, at most")
     assert sizes |> List.flatten() |> Enum.max() == steady
 
-    late = for _ <- 1..1_001, do: Kith.encrypt!(name, "ben", "ada", "late")
+    late = for _ <- 1..1_001, do: encrypt_one!(name, "ben", "ada", "late")
     "late" = Kith.decrypt!(name, "ada", List.last(late))
     assert documented("version 4, with 1 000 skipped keys, at most") == steady
     assert sealed(name) <= steady
@@ -59,17 +59,17 @@ defmodule Kith.StateSizeTest do
     bundle = Kith.pre_key_bundle!(client, "ben")
     Kith.publish_bundle!(name, "ben", %{bundle | kyber_prekey: nil})
     Kith.publish_bundle!(client, "ada", Kith.pre_key_bundle!(name, "ada"))
-    to_ben = &Kith.decrypt!(client, "ben", Kith.encrypt!(name, "ada", "ben", &1))
-    to_ada = &Kith.decrypt!(name, "ada", Kith.encrypt!(client, "ben", "ada", &1))
+    to_ben = &Kith.decrypt!(client, "ben", encrypt_one!(name, "ada", "ben", &1))
+    to_ada = &Kith.decrypt!(name, "ada", encrypt_one!(client, "ben", "ada", &1))
 
-    first = Kith.encrypt!(name, "ada", "ben", "hello")
+    first = encrypt_one!(name, "ada", "ben", "hello")
     assert sealed(name) == documented("version 3, first message, unacknowledged")
 
     Kith.decrypt!(client, "ben", first)
     for _ <- 1..6, send <- [to_ada, to_ben], do: send.("hello")
     assert sealed(name) == documented("version 3, steady state, five receiving chains")
 
-    late = for _ <- 1..1_001, do: Kith.encrypt!(client, "ben", "ada", "late")
+    late = for _ <- 1..1_001, do: encrypt_one!(client, "ben", "ada", "late")
     "late" = Kith.decrypt!(name, "ada", List.last(late))
     assert entries(name) == [[33, 71, 1_000]]
     assert sealed(name) == documented("version 3, with 1 000 skipped keys")

@@ -22,16 +22,27 @@ defmodule Kith.TelemetryTest do
   end
 
   setup do
-    kith = start_kith!(one_time_prekeys: 5, one_time_kyber_prekeys: 2, replenish_below: 5)
+    ahead = :atomics.new(1, [])
+    clock = fn -> System.system_time(:millisecond) + :atomics.get(ahead, 1) end
+
+    kith =
+      start_kith!(
+        one_time_prekeys: 5,
+        one_time_kyber_prekeys: 2,
+        replenish_below: 5,
+        clock: clock
+      )
+
     attach(Map.keys(contract()))
-    %{kith: kith}
+    %{kith: kith, ahead: ahead}
   end
 
   test "every event of the table is emitted, with the keys of the table and no others", %{
-    kith: kith
+    kith: kith,
+    ahead: ahead
   } do
     register!(kith, ~w(anna ben cleo))
-    first = Kith.encrypt!(kith, "anna", "ben", "hello")
+    first = encrypt_one!(kith, "anna", "ben", "hello")
     Kith.decrypt!(kith, "ben", first)
     {:error, _} = Kith.decrypt(kith, "ben", first)
     {:error, _} = Kith.decrypt(kith, "ben", <<1, "junk">>)
@@ -41,7 +52,15 @@ defmodule Kith.TelemetryTest do
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
 
-    for name <- [[:session, :encrypt], [:session, :decrypt], [:group, :encrypt]] do
+    :atomics.add(ahead, 1, 31 * 86_400_000)
+    Kith.maintain!(kith)
+
+    for name <- [
+          [:session, :encrypt],
+          [:session, :decrypt],
+          [:group, :encrypt],
+          [:maintenance, :run]
+        ] do
       # Nothing in Kith raises inside a span; a bug would.
       metadata = start_metadata(kith, [:kith | name])
       assert catch_error(Telemetry.span([:kith | name], metadata, fn -> raise "a bug" end))
@@ -68,7 +87,7 @@ defmodule Kith.TelemetryTest do
   test "the spans of a message say who, how much and how it went", %{kith: kith} do
     register!(kith, ~w(anna ben))
     received(kith)
-    envelope = Kith.encrypt!(kith, "anna", "ben", "hello")
+    envelope = encrypt_one!(kith, "anna", "ben", "hello")
     size = byte_size(envelope.body)
     events = received(kith)
 
@@ -82,7 +101,7 @@ defmodule Kith.TelemetryTest do
              user_id: "anna",
              device_id: 1,
              peer_id: "ben",
-             peer_device_id: 1,
+             peer_device_id: nil,
              result: :ok,
              reason: nil,
              type: :prekey
@@ -128,6 +147,101 @@ defmodule Kith.TelemetryTest do
 
     assert [{_, %{sessions: 2}, _}] = events(events, [:session, :establish, :stop])
     assert [] = events(events, [:session, :encrypt, :stop])
+  end
+
+  test "a pass tells of each task, and what it did", %{kith: kith, ahead: ahead} do
+    register!(kith, ~w(anna ben cleo))
+    first = encrypt_one!(kith, "anna", "ben", "hello")
+    Kith.decrypt!(kith, "ben", first)
+    encrypt_one!(kith, "anna", "cleo", "hello?")
+    Kith.Maintenance.await(kith)
+    Kith.pre_key_bundle!(kith, "ben")
+    Kith.Maintenance.await(kith)
+    sql!(kith, "UPDATE signal_prekeys SET claimed_at = 1 WHERE user_id = 'cleo'")
+    received(kith)
+
+    :atomics.add(ahead, 1, 31 * 86_400_000)
+    Kith.maintain!(kith)
+    events = received(kith)
+
+    assert [replenish: 1, rotate: 3, purge: 2, expire: 2, checkpoint: 1] =
+             for(
+               {_, %{count: count, failed: 0}, %{task: task, claimed: true, result: :ok}} <-
+                 events(events, [:maintenance, :run, :stop]),
+               do: {task, count}
+             )
+
+    age = 31 * 86_400
+
+    # Nothing is left of hers, and the age of all is a month.
+    assert [
+             {"anna", 5},
+             {"ben", 5},
+             {"cleo", 0}
+           ] =
+             for(
+               {_, %{one_time: stock, signed_age: ^age, last_resort_age: ^age},
+                %{user_id: user, device_id: 1, local: true}} <-
+                 events(events, [:prekeys, :stock]),
+               do: {user, stock}
+             )
+
+    assert [
+             %{local: false, devices: 0},
+             %{local: true, devices: 3, low: 1, one_time: 10, signed_age: ^age}
+           ] =
+             for(
+               {_, measurements, metadata} <- events(events, [:prekeys, :total]),
+               do: Map.merge(measurements, metadata)
+             )
+
+    assert ["anna", "ben", "cleo"] =
+             for(
+               {_, %{count: 1, kyber_count: 1}, %{user_id: user, result: :ok}} <-
+                 events(events, [:prekeys, :rotate, :stop]),
+               do: user
+             )
+
+    assert [{_, %{count: 2, signed_count: 0, base_keys: 0}, _}] =
+             events(events, [:prekeys, :purge])
+
+    assert [{_, %{skipped_keys: 0, recoveries: 0, messages: 0}, _}] =
+             events(events, [:sessions, :purge])
+
+    assert [
+             {_, %{count: 1, age: ^age}, %{user_id: "anna", peer_id: "ben"}},
+             {_, %{count: 1, age: ^age}, %{user_id: "anna", peer_id: "cleo"}}
+           ] = events(events, [:sessions, :expire])
+
+    assert [{_, %{size: size}, %{result: :ok, emptied: true}}] =
+             events(events, [:sqlite, :checkpoint])
+
+    assert size > 0
+
+    Kith.maintain!(kith)
+    events = received(kith)
+    assert [] = events(events, [:prekeys, :stock])
+    assert [] = events(events, [:prekeys, :rotate, :stop])
+    assert [] = events(events, [:sqlite, :checkpoint])
+  end
+
+  test "what another node does is told as not claimed", %{kith: kith} do
+    sql!(
+      kith,
+      "INSERT INTO signal_maintenance (task, claimed_by, claimed_until) VALUES ('purge', 'other', $1)",
+      [
+        System.system_time(:millisecond) + 60_000
+      ]
+    )
+
+    Kith.maintain!(kith)
+
+    assert [:purge] =
+             for(
+               {_, _, %{task: task, claimed: false}} <-
+                 events(received(kith), [:maintenance, :run, :stop]),
+               do: task
+             )
   end
 
   test "what was rolled back is not reported", %{kith: kith} do
@@ -183,7 +297,7 @@ defmodule Kith.TelemetryTest do
     received(kith)
     for _ <- 1..3, do: send!(kith, "anna", "ben", "secret words")
     send!(kith, "ben", "anna", "secret words")
-    Kith.encrypt!(kith, "anna", "anna", "secret words")
+    encrypt_one!(kith, "anna", "anna", "secret words")
 
     for {_, measurements, metadata} <- received(kith),
         map <- [measurements, metadata],
@@ -198,7 +312,7 @@ defmodule Kith.TelemetryTest do
     on_exit(fn -> Telemetry.detect() end)
     register!(kith, ~w(anna ben))
     assert send!(kith, "anna", "ben", "hello") == "hello"
-    assert [{"ben", {:ok, _}}] = Kith.encrypt_group!(kith, "anna", ["ben"], "hello")
+    assert [{{"ben", 1}, {:ok, _}}] = Kith.encrypt_group!(kith, "anna", ["ben"], "hello")
     assert received(kith) == []
   end
 
@@ -215,7 +329,7 @@ defmodule Kith.TelemetryTest do
       )
 
     on_exit(fn -> :telemetry.detach("counting") end)
-    Kith.encrypt!(kith, "anna", "ben", "x")
+    encrypt_one!(kith, "anna", "ben", "x")
     assert_received {:counted, count} when count in 4..5
   end
 

@@ -24,7 +24,7 @@ defmodule Kith.VersionsTest do
     test "is what two users of an instance speak" do
       kith = start_kith!()
       converse!(kith, "anna", "ben")
-      assert %Envelope{version: 4} = Kith.encrypt!(kith, "anna", "ben", "x")
+      assert %Envelope{version: 4} = encrypt_one!(kith, "anna", "ben", "x")
 
       assert %{current: %{version: 4}, highest_version: 4} =
                Kith.session_info!(kith, "ben", "anna")
@@ -38,7 +38,7 @@ defmodule Kith.VersionsTest do
       {_waiting, braids} =
         Enum.reduce(1..400, {[], MapSet.new()}, fn n, {waiting, braids} ->
           [from, to] = Enum.shuffle(["anna", "ben"])
-          envelope = Kith.encrypt!(kith, from, to, "#{n}")
+          envelope = encrypt_one!(kith, from, to, "#{n}")
           braids = MapSet.union(braids, MapSet.new(sql!(kith, "SELECT braid FROM signal_braids")))
 
           # A fifth of the messages comes after some of those that follow.
@@ -65,7 +65,7 @@ defmodule Kith.VersionsTest do
       count = fn -> sql!(kith, "SELECT COUNT(*) FROM signal_braids WHERE user_id = 'ben'") end
       assert count.() == [[1]]
 
-      late = Kith.encrypt!(kith, "anna", "ben", "late")
+      late = encrypt_one!(kith, "anna", "ben", "late")
       Kith.reset_session!(kith, "ben", "anna")
       assert count.() == [[0]]
       assert Kith.decrypt!(kith, "ben", late) == "late"
@@ -111,13 +111,13 @@ defmodule Kith.VersionsTest do
       publish!(server, client, @without_kyber)
       Kith.publish_bundle!(client, "anna", Kith.pre_key_bundle!(server, "anna"))
 
-      first = Kith.encrypt!(server, "anna", "olga", "hello")
+      first = encrypt_one!(server, "anna", "olga", "hello")
       assert %Envelope{type: :prekey, version: 3} = first
       assert Kith.decrypt!(client, "olga", first) == "hello"
-      answer = Kith.encrypt!(client, "olga", "anna", "hi")
+      answer = encrypt_one!(client, "olga", "anna", "hi")
       assert answer.version == 3
       assert Kith.decrypt!(server, "anna", answer) == "hi"
-      assert Kith.decrypt!(client, "olga", Kith.encrypt!(server, "anna", "olga", "x")) == "x"
+      assert Kith.decrypt!(client, "olga", encrypt_one!(server, "anna", "olga", "x")) == "x"
 
       for {kith, from, to} <- [{server, "anna", "olga"}, {client, "olga", "anna"}] do
         assert %{current: %{version: 3, braid: nil}, highest_version: 3} =
@@ -134,11 +134,11 @@ defmodule Kith.VersionsTest do
     test "that is given one starts a session of version 4 with the next reset, and is held to it" do
       {server, client} = server_and_client([minimum_version: 3], minimum_version: 3)
       publish!(server, client, @without_kyber)
-      assert Kith.decrypt!(client, "olga", Kith.encrypt!(server, "anna", "olga", "x")) == "x"
+      assert Kith.decrypt!(client, "olga", encrypt_one!(server, "anna", "olga", "x")) == "x"
 
       publish!(server, client)
       Kith.reset_session!(server, "anna", "olga")
-      envelope = Kith.encrypt!(server, "anna", "olga", "y")
+      envelope = encrypt_one!(server, "anna", "olga", "y")
       assert envelope.version == 4
       assert Kith.decrypt!(client, "olga", envelope) == "y"
       assert %{highest_version: 4} = Kith.session_info!(client, "olga", "anna")
@@ -147,7 +147,7 @@ defmodule Kith.VersionsTest do
     test "writes to nobody who asks for version 4" do
       {server, client} = server_and_client(minimum_version: 3)
       publish!(server, client, @without_kyber)
-      envelope = Kith.encrypt!(server, "anna", "olga", "x")
+      envelope = encrypt_one!(server, "anna", "olga", "x")
       assert envelope.version == 3
       before = dump(client)
       assert reason(Kith.decrypt(client, "olga", envelope)) == :unsupported_version
@@ -158,12 +158,14 @@ defmodule Kith.VersionsTest do
       {server, client} = server_and_client(minimum_version: 3)
       register!(server, ["ben"])
       publish!(server, client)
-      Kith.encrypt!(server, "anna", "olga", "x")
+      encrypt_one!(server, "anna", "olga", "x")
       publish!(server, client, @without_kyber)
       Kith.reset_session!(server, "anna", "olga")
 
-      assert [{"ben", {:ok, envelope}}, {"olga", {:error, %Error{reason: :unsupported_version}}}] =
-               Kith.encrypt_group!(server, "anna", ["ben", "olga"], "hello")
+      assert [
+               {{"ben", 1}, {:ok, envelope}},
+               {{"olga", 1}, {:error, %Error{reason: :unsupported_version}}}
+             ] = Kith.encrypt_group!(server, "anna", ["ben", "olga"], "hello")
 
       assert Kith.decrypt!(server, "ben", envelope) == "hello"
     end
@@ -173,7 +175,7 @@ defmodule Kith.VersionsTest do
     setup do
       {server, client} = server_and_client([minimum_version: 3], minimum_version: 3)
       publish!(server, client)
-      envelope = Kith.encrypt!(server, "anna", "olga", "hello")
+      envelope = encrypt_one!(server, "anna", "olga", "hello")
       assert Kith.decrypt!(client, "olga", envelope) == "hello"
       %{server: server, client: client}
     end
@@ -185,7 +187,7 @@ defmodule Kith.VersionsTest do
       assert Kith.pre_key_bundle!(server, "olga").kyber_prekey == nil
 
       # The session there is goes on.
-      assert Kith.decrypt!(client, "olga", Kith.encrypt!(server, "anna", "olga", "x")) == "x"
+      assert Kith.decrypt!(client, "olga", encrypt_one!(server, "anna", "olga", "x")) == "x"
 
       Kith.reset_session!(server, "anna", "olga")
       stock = Kith.prekey_count!(server, "olga")
@@ -202,7 +204,7 @@ defmodule Kith.VersionsTest do
 
       # But by forgetting them.
       Kith.delete!(server, "anna", "olga")
-      assert Kith.encrypt!(server, "anna", "olga", "y").version == 3
+      assert encrypt_one!(server, "anna", "olga", "y").version == 3
     end
 
     test "is not read with less", %{client: client} do
@@ -211,11 +213,11 @@ defmodule Kith.VersionsTest do
       for kith <- [before, after_], do: Kith.register!(kith, "dora", identity_key_pair: pair)
 
       publish!(before, client)
-      first = Kith.encrypt!(before, "dora", "olga", "version 4")
+      first = encrypt_one!(before, "dora", "olga", "version 4")
       assert Kith.decrypt!(client, "olga", first) == "version 4"
 
       publish!(after_, client, @without_kyber)
-      downgraded = Kith.encrypt!(after_, "dora", "olga", "version 3")
+      downgraded = encrypt_one!(after_, "dora", "olga", "version 3")
       assert downgraded.version == 3
       rows = dump(client)
       assert reason(Kith.decrypt(client, "olga", downgraded)) == :unsupported_version

@@ -71,7 +71,13 @@ defmodule Kith.Case do
 
   @doc "Encrypts and decrypts one message."
   def send!(name, from, to, plaintext),
-    do: Kith.decrypt!(name, to, Kith.encrypt!(name, from, to, plaintext))
+    do: Kith.decrypt!(name, to, encrypt_one!(name, from, to, plaintext))
+
+  @doc "Encrypts a message for the one device its recipient has."
+  def encrypt_one!(name, from, to, plaintext) do
+    [envelope] = Kith.encrypt!(name, from, to, plaintext)
+    envelope
+  end
 
   @doc "The reason of an error."
   def reason({:error, %Kith.Error{reason: reason}}), do: reason

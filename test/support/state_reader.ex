@@ -58,19 +58,23 @@ defmodule Kith.StateReader do
 
   defp session_rows(query) do
     query.("""
-    SELECT user_id, device_id, peer_id, peer_device_id, generation, state
-    FROM signal_sessions WHERE state IS NOT NULL
+    SELECT s.user_id, s.device_id, s.peer_id, s.peer_device_id, s.generation, b.braid, s.state
+    FROM signal_sessions s
+    LEFT JOIN signal_braids b USING (user_id, device_id, peer_id, peer_device_id)
+    WHERE s.state IS NOT NULL
     """)
   end
 
   defp sessions(query, keys) do
-    for [user, device, peer, peer_device, generation, state] <- session_rows(query),
-        secret <-
-          session_secrets(
-            open_row(keys[user], ["session", user, device, peer, peer_device, generation], state)
-          ),
+    for [user, device, peer, peer_device, generation, braid, state] <- session_rows(query),
+        fields = ["session", user, device, peer, peer_device, generation, tag(braid)],
+        secret <- session_secrets(open_row(keys[user], fields, state)),
         do: secret
   end
+
+  # A sealed part ends with its tag.
+  defp tag(nil), do: ""
+  defp tag(sealed), do: from(sealed, byte_size(sealed) - 16)
 
   defp braids(query, keys) do
     for [user, device, peer, peer_device, id, revision, sealed] <-

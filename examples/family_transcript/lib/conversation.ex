@@ -140,7 +140,7 @@ defmodule FamilyTranscript.Conversation do
 
     envelopes =
       for {to, result} <- ok!(result, "#{from} could not encrypt"),
-          do: ok!(result, "#{from} could not encrypt for #{to}")
+          do: ok!(result, "#{from} could not encrypt for #{inspect(to)}")
 
     if native,
       do:

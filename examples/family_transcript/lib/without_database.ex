@@ -16,14 +16,14 @@ defmodule FamilyTranscript.WithoutDatabase do
     instance = Instance.fetch!(name)
     {:ok, device} = Registration.fetch_local(instance.repo, {from, 1})
     peers = for member <- Enum.sort(members), member != from, do: {member, 1}
-    rows = Sessions.fetch_many(instance.repo, {from, 1}, peers)
+    rows = Sessions.fetch_many(instance.repo, {from, 1}, Enum.map(peers, &elem(&1, 0)))
 
-    if Enum.all?(peers, &rows[&1].state) do
+    if Enum.all?(peers, &rows[&1][:state]) do
       {account, local} = Registration.on_behalf_of(instance, {from, 1}, device)
 
       recipients =
         for {user, _} = peer <- peers,
-            do: Map.merge(rows[peer], %{user: user, device: 1, bundle: nil})
+            do: Map.merge(rows[peer], %{user: user, device: 1, sibling: nil, bundle: nil})
 
       arguments = [
         instance.vault,

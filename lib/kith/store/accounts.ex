@@ -14,30 +14,40 @@ defmodule Kith.Store.Accounts do
           next_kyber_prekey_id: pos_integer
         }
 
+  @device """
+  SELECT i.user_id, i.device_id, a.data_key, i.registration_id, i.public_key, i.private_key_encrypted,
+    i.next_prekey_id, i.next_kyber_prekey_id
+  FROM kith.signal_identity_keys i LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
+  """
+
   @doc "The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere."
   @spec device(Repo.repo(), Address.t()) :: nil | device
   def device(repo, {user, device}) do
-    sql = """
-    SELECT a.data_key, i.registration_id, i.public_key, i.private_key_encrypted, i.next_prekey_id,
-      i.next_kyber_prekey_id
-    FROM kith.signal_identity_keys i LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
-    WHERE i.user_id = $1 AND i.device_id = $2
-    """
+    sql = "#{@device} WHERE i.user_id = $1 AND i.device_id = $2"
+    for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
+  end
 
-    case Repo.rows(repo, sql, [user, device]) do
-      [] ->
-        nil
+  @doc "The keys of all devices of some users, by address."
+  @spec devices(Repo.repo(), [Address.user()]) :: %{Address.t() => device}
+  def devices(_repo, []), do: %{}
 
-      [[data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]] ->
-        %{
-          data_key: data_key,
-          registration_id: registration_id,
-          public_key: public_key,
-          identity: identity,
-          next_prekey_id: next_prekey_id,
-          next_kyber_prekey_id: next_kyber_prekey_id
-        }
-    end
+  def devices(repo, users) do
+    sql = "#{@device} WHERE i.user_id IN (#{SQL.list(1, length(users))})"
+
+    for [user, device | row] <- Repo.rows(repo, sql, users),
+        into: %{},
+        do: {{user, device}, row(row)}
+  end
+
+  defp row([data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]) do
+    %{
+      data_key: data_key,
+      registration_id: registration_id,
+      public_key: public_key,
+      identity: identity,
+      next_prekey_id: next_prekey_id,
+      next_kyber_prekey_id: next_kyber_prekey_id
+    }
   end
 
   @doc "The wrapped data key of a user."

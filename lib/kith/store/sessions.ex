@@ -11,7 +11,10 @@ defmodule Kith.Store.Sessions do
           generation: non_neg_integer,
           state: nil | binary,
           identity: nil | binary,
-          braid: nil | braid
+          braid: nil | braid,
+          renew_since: nil | integer,
+          established_at: nil | integer,
+          received_at: nil | integer
         }
 
   @typedoc "Session id, revision and the sealed braid."
@@ -20,7 +23,17 @@ defmodule Kith.Store.Sessions do
   @typedoc "Where an entry lies in its session."
   @type position :: {group :: binary, number :: non_neg_integer}
 
-  @none %{generation: 0, state: nil, identity: nil, braid: nil}
+  @none %{
+    generation: 0,
+    state: nil,
+    identity: nil,
+    braid: nil,
+    renew_since: nil,
+    established_at: nil,
+    received_at: nil
+  }
+
+  @columns "generation, state, identity, session_id, revision, braid, renew_since, established_at, received_at"
 
   @pair "user_id = $1 AND device_id = $2 AND peer_id = $3 AND peer_device_id = $4"
 
@@ -30,11 +43,14 @@ defmodule Kith.Store.Sessions do
   LEFT JOIN kith.signal_braids b USING (user_id, device_id, peer_id, peer_device_id)
   """
 
-  @doc "The session rows of one device with many peers, by address, locked in the order of the key."
-  @spec fetch_many(Repo.repo(), Address.t(), [Address.t()]) :: %{Address.t() => row}
-  def fetch_many(repo, {user, device}, peers) do
-    users = peers |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
+  @doc "No row."
+  def none, do: @none
 
+  @doc "The session rows of one device with all devices of some users, by address, locked in the order of the key."
+  @spec fetch_many(Repo.repo(), Address.t(), [Address.user()]) :: %{Address.t() => row}
+  def fetch_many(_repo, _local, []), do: %{}
+
+  def fetch_many(repo, {user, device}, users) do
     with_users = """
     WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
     """
@@ -42,58 +58,84 @@ defmodule Kith.Store.Sessions do
     locked =
       "SELECT generation FROM kith.signal_sessions #{with_users} ORDER BY peer_id, peer_device_id"
 
-    sql = """
-    SELECT peer_id, peer_device_id, generation, state, identity, session_id, revision, braid
-    FROM #{@with_braid} #{with_users}
-    """
-
+    sql = "SELECT peer_id, peer_device_id, #{@columns} FROM #{@with_braid} #{with_users}"
     params = [user, device | users]
     Repo.lock_rows(repo, locked, params)
 
-    found =
-      for [peer, peer_device | row] <- Repo.rows(repo, sql, params),
-          into: %{},
-          do: {{peer, peer_device}, row(row)}
-
-    Map.new(peers, &{&1, Map.get(found, &1, @none)})
+    for [peer, peer_device | row] <- Repo.rows(repo, sql, params),
+        into: %{},
+        do: {{peer, peer_device}, row(row)}
   end
 
   @spec fetch(Repo.repo(), Address.t(), Address.t()) :: row
   def fetch(repo, local, peer) do
-    sql = """
-    SELECT generation, state, identity, session_id, revision, braid FROM #{@with_braid} WHERE #{@pair}
-    """
-
     params = pair(local, peer)
     Repo.lock_rows(repo, "SELECT generation FROM kith.signal_sessions WHERE #{@pair}", params)
 
-    case Repo.rows(repo, sql, params) do
+    case Repo.rows(repo, "SELECT #{@columns} FROM #{@with_braid} WHERE #{@pair}", params) do
       [] -> @none
       [row] -> row(row)
     end
   end
 
-  defp row([generation, state, identity, session_id, revision, braid]) do
+  defp row([generation, state, identity, session_id, revision, braid | times]) do
     braid = if session_id, do: {session_id, revision, braid}
-    %{generation: generation, state: state, identity: identity, braid: braid}
+    [renew_since, established_at, received_at] = times
+
+    %{
+      generation: generation,
+      state: state,
+      identity: identity,
+      braid: braid,
+      renew_since: renew_since,
+      established_at: established_at,
+      received_at: received_at
+    }
+  end
+
+  @doc """
+  What a device remembers of another device of the same user than this one, sealed: `{device, identity}` or nil. Those
+  of one user share an identity.
+  """
+  @spec sibling(%{Address.t() => row}, Address.t()) :: nil | {Address.device(), binary}
+  def sibling(rows, {peer, peer_device}) do
+    rows
+    |> Enum.filter(
+      &match?({{^peer, device}, %{identity: <<_, _::binary>>}} when device != peer_device, &1)
+    )
+    |> Enum.map(fn {{_, device}, %{identity: identity}} -> {device, identity} end)
+    |> Enum.min(fn -> nil end)
   end
 
   @doc """
   Writes `{peer, generation, state, identity}` rows, each the next generation of what is there.
 
-  Returns how many were written: fewer than given when another writer was first.
+  The further columns, `:renew_since`, `:established_at` and `:received_at`, are the same in all rows, and stay as they
+  are when they are not named. Returns how many were written: fewer than given when another writer was first.
   """
-  def put(repo, {user, device}, rows, now) do
+  @spec put(Repo.repo(), Address.t(), [tuple], integer, [{atom, nil | integer}]) ::
+          non_neg_integer
+  def put(repo, {user, device}, rows, now, further \\ []) do
+    {names, values} = Enum.unzip(further)
+    shared = Enum.map(3..(3 + length(names))//1, &"$#{&1}")
+    update = Enum.map_join(names, &", #{&1} = excluded.#{&1}")
+
     rows
     |> SQL.chunks()
     |> Enum.reduce(0, fn chunk, written ->
+      values_of_rows =
+        SQL.values(length(chunk), length(shared) + 2, 5, fn own ->
+          ["$1", "$2"] ++ own ++ ["$3" | shared]
+        end)
+
       sql = """
       INSERT INTO kith.signal_sessions
-        (user_id, device_id, peer_id, peer_device_id, generation, state, identity, created_at, updated_at)
-      VALUES #{SQL.values(length(chunk), 3, 5, fn own -> ["$1", "$2"] ++ own ++ ["$3", "$3"] end)}
+        (user_id, device_id, peer_id, peer_device_id, generation, state, identity, created_at,
+         #{Enum.join([:updated_at | names], ", ")})
+      VALUES #{values_of_rows}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id) DO UPDATE SET
         generation = excluded.generation, state = excluded.state, identity = excluded.identity,
-        updated_at = excluded.updated_at
+        updated_at = excluded.updated_at#{update}
       WHERE signal_sessions.generation = excluded.generation - 1
       """
 
@@ -102,8 +144,27 @@ defmodule Kith.Store.Sessions do
           [peer, peer_device, generation, blob(state), blob(identity)]
         end)
 
-      written + Repo.execute(repo, sql, [user, device, now | own])
+      written + Repo.execute(repo, sql, [user, device, now | values] ++ own)
     end)
+  end
+
+  @doc "Marks sessions: the next message to each of the peers starts a new one."
+  def renew(repo, {user, device}, peers, now) do
+    sql = """
+    UPDATE kith.signal_sessions SET renew_since = $5
+    WHERE #{@pair} AND state IS NOT NULL AND renew_since IS NULL
+    """
+
+    for {peer, peer_device} <- Enum.sort(peers),
+        do: Repo.execute(repo, sql, [user, device, peer, peer_device, now])
+
+    :ok
+  end
+
+  @doc "Marks all sessions there are. Returns how many."
+  def renew_all(repo, now) do
+    sql = "UPDATE kith.signal_sessions SET renew_since = $1 WHERE state IS NOT NULL"
+    Repo.execute(repo, sql, [now])
   end
 
   @doc "Writes `{peer, braid}` rows, each in place of the one of before."
@@ -143,6 +204,7 @@ defmodule Kith.Store.Sessions do
     %{
       user: peer,
       device: device,
+      sibling: nil,
       archive: nil,
       entries: nil,
       chunks: nil,
@@ -163,7 +225,7 @@ defmodule Kith.Store.Sessions do
   @doc "Ends the session of a pair at a generation. Returns 0 when there is none."
   def drop_state(repo, local, peer, generation, now) do
     sql = """
-    UPDATE kith.signal_sessions SET state = NULL, generation = generation + 1, updated_at = $5
+    UPDATE kith.signal_sessions SET state = NULL, renew_since = NULL, generation = generation + 1, updated_at = $5
     WHERE #{@pair} AND generation = $6 AND state IS NOT NULL
     """
 

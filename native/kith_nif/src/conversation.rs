@@ -24,6 +24,7 @@ pub(crate) struct PeerTerm<'a> {
     pub(crate) state: Option<Binary<'a>>,
     pub(crate) braid: Option<BraidTerm<'a>>,
     pub(crate) identity: Option<Binary<'a>>,
+    pub(crate) sibling: Option<SiblingTerm<'a>>,
     pub(crate) archive: Option<Vec<ArchivedTerm<'a>>>,
     /// The keys a message names.
     pub(crate) entries: Option<Vec<EntryTerm<'a>>>,
@@ -36,11 +37,24 @@ pub(crate) struct PeerTerm<'a> {
 /// Session id, revision, sealed braid.
 pub(crate) type BraidTerm<'a> = (Binary<'a>, u32, Binary<'a>);
 
+/// Another device of the same user, and what is remembered of it.
+pub(crate) type SiblingTerm<'a> = (u8, Binary<'a>);
+
 /// Session id, position, sealed session.
 pub(crate) type ArchivedTerm<'a> = (Binary<'a>, u64, Binary<'a>);
 
 /// Session id, group, number, sealed entry.
 pub(crate) type EntryTerm<'a> = (Binary<'a>, Binary<'a>, u32, Binary<'a>);
+
+fn sealed_braid<'a>((_, _, sealed): &'a BraidTerm<'_>) -> &'a [u8] {
+    sealed
+}
+
+/// The parts of a session to write.
+pub(crate) struct SealedSession {
+    pub(crate) state: Bytes<Vec<u8>>,
+    pub(crate) braid: Option<Braid>,
+}
 
 /// A braid to write.
 pub(crate) type Braid = (Bytes<[u8; 16]>, u32, Bytes<Vec<u8>>);
@@ -68,6 +82,13 @@ pub(crate) struct Remembered {
     pub(crate) verified: bool,
     /// The highest version of the protocol that was seen of the peer, 0 before the first session.
     pub(crate) version: u8,
+}
+
+/// Whose identity is remembered when a device is met.
+pub(crate) enum Known {
+    Device(Remembered),
+    Sibling(Remembered),
+    Nothing,
 }
 
 /// A device with the opened data key of its user.
@@ -129,6 +150,9 @@ fn remote_address(user: &Binary<'_>, device: u8) -> Result<ProtocolAddress, Reas
     )
 }
 
+/// Bytes of the tag a sealed part ends with.
+const TAG: usize = 16;
+
 /// Most sessions archived at one generation: an imported record has 40, and the one it replaces is another.
 const POSITIONS_PER_GENERATION: u64 = 64;
 
@@ -160,8 +184,13 @@ impl Conversation<'_> {
             })
     }
 
-    fn session_context(&self, generation: u64) -> Context {
-        self.context("session").number(generation)
+    /// Bound to the content of the braid beside it too, by its tag: a state goes on with no other one.
+    fn session_context(&self, generation: u64, braid: Option<&[u8]>) -> Context {
+        self.context("session").number(generation).bytes(
+            braid
+                .and_then(<[u8]>::last_chunk::<TAG>)
+                .map_or(&[][..], |tag| tag),
+        )
     }
 
     fn braid_context(&self, id: &[u8], revision: u32) -> Context {
@@ -180,12 +209,8 @@ impl Conversation<'_> {
     }
 
     /// The peer, held to the version that is asked of everyone or to the highest it was seen with.
-    pub(crate) fn remote(
-        &self,
-        local: &LocalTerm<'_>,
-        remembered: Option<&Remembered>,
-    ) -> RemoteDevice<'_> {
-        let seen = remembered.map_or(0, |remembered| remembered.version);
+    pub(crate) fn remote(&self, local: &LocalTerm<'_>, known: &Known) -> RemoteDevice<'_> {
+        let seen = known.device().map_or(0, |remembered| remembered.version);
         let minimum_version = if local.minimum_version.max(seen) < Version::V4.number() {
             Version::V3
         } else {
@@ -206,9 +231,8 @@ impl Conversation<'_> {
         let Some(sealed) = sealed else {
             return Ok(None);
         };
-        let state = self
-            .data_key
-            .open(&self.session_context(generation), sealed)?;
+        let context = self.session_context(generation, braid.map(sealed_braid));
+        let state = self.data_key.open(&context, sealed)?;
         let braid = braid
             .map(|(id, revision, sealed)| {
                 self.data_key
@@ -220,19 +244,25 @@ impl Conversation<'_> {
             .map_err(|_| Reason::CorruptedState)
     }
 
+    /// A session, with its braid unless that is the one of the `revision` that is stored.
     pub(crate) fn seal_session(
         &self,
         rng: &mut StdRng,
         generation: u64,
+        (stored, stored_revision): (Option<&BraidTerm<'_>>, Option<Revision>),
         session: &Session,
-    ) -> Result<Bytes<Vec<u8>>, Reason> {
-        let context = self.session_context(generation);
-        let sealed = self.data_key.seal(rng, &context, &session.state_bytes())?;
-        Ok(Bytes(sealed))
+    ) -> Result<SealedSession, Reason> {
+        let braid = self.seal_braid(rng, stored_revision, session)?;
+        let beside = match &braid {
+            Some((_, _, Bytes(sealed))) => Some(sealed.as_slice()),
+            None => stored.map(sealed_braid),
+        };
+        let context = self.session_context(generation, beside);
+        let state = Bytes(self.data_key.seal(rng, &context, &session.state_bytes())?);
+        Ok(SealedSession { state, braid })
     }
 
-    /// The braid of a session, unless it is the one that is stored.
-    pub(crate) fn seal_braid(
+    fn seal_braid(
         &self,
         rng: &mut StdRng,
         stored: Option<Revision>,
@@ -350,26 +380,41 @@ impl Conversation<'_> {
         Ok(Bytes(sealed))
     }
 
-    pub(crate) fn remembered(&self, sealed: Option<&[u8]>) -> Result<Option<Remembered>, Reason> {
-        sealed.map(|sealed| self.open_identity(sealed)).transpose()
+    /// What is remembered of the peer, or of another of their devices: those of one user share an identity.
+    pub(crate) fn known(
+        &self,
+        sealed: Option<&[u8]>,
+        sibling: Option<&SiblingTerm<'_>>,
+    ) -> Result<Known, Reason> {
+        Ok(match (sealed, sibling) {
+            (Some(sealed), _) => Known::Device(self.open_identity(sealed)?),
+            (None, Some((device, sealed))) => {
+                let conversation = Conversation {
+                    remote: address(self.remote.name(), *device)?,
+                    ..*self
+                };
+                Known::Sibling(conversation.open_identity(sealed)?)
+            }
+            (None, None) => Known::Nothing,
+        })
     }
 
     /// What is to be remembered after a session was made or used, if that is news.
     pub(crate) fn seal_news(
         &self,
         rng: &mut StdRng,
-        remembered: Option<&Remembered>,
+        known: &Known,
         key: &IdentityKey,
         version: Version,
     ) -> Result<Option<Bytes<Vec<u8>>>, Reason> {
         let version = version.number();
-        let news = match remembered {
-            Some(remembered) if remembered.version >= version => return Ok(None),
-            Some(remembered) => Remembered {
+        let news = match known {
+            Known::Device(remembered) if remembered.version >= version => return Ok(None),
+            Known::Device(remembered) | Known::Sibling(remembered) => Remembered {
                 version,
                 ..*remembered
             },
-            None => Remembered {
+            Known::Nothing => Remembered {
                 key: *key,
                 verified: false,
                 version,
@@ -379,7 +424,20 @@ impl Conversation<'_> {
     }
 }
 
-/// The remembered identity as a policy.
-pub(crate) fn trust(remembered: Option<&Remembered>) -> TrustOnFirstUse {
-    TrustOnFirstUse(remembered.map(|remembered| remembered.key))
+impl Known {
+    /// Of the device itself.
+    pub(crate) const fn device(&self) -> Option<&Remembered> {
+        match self {
+            Self::Device(remembered) => Some(remembered),
+            Self::Sibling(_) | Self::Nothing => None,
+        }
+    }
+
+    /// The remembered identity as a policy.
+    pub(crate) fn trust(&self) -> TrustOnFirstUse {
+        TrustOnFirstUse(match self {
+            Self::Device(remembered) | Self::Sibling(remembered) => Some(remembered.key),
+            Self::Nothing => None,
+        })
+    }
 }

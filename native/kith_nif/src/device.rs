@@ -236,6 +236,23 @@ fn identity_import<'a>(
     })
 }
 
+/// Gives a device the identity another device of its user has: `{:ok, {public, sealed, registration_id}}`, the
+/// registration id drawn.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn identity_share<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    account: Row<Account<'a>>,
+    device: u8,
+    (other, sealed): (u8, Binary<'a>),
+) -> Term<'a> {
+    seam::call(env, "identity_share", || {
+        let account = account.get()?;
+        let identity = open_identity(&vault.account_key(account)?, user(account)?, other, &sealed)?;
+        seal_identity(&vault, account, device, &mut random()?, &identity)
+    })
+}
+
 /// `{:ok, {id, public, signature, sealed}}`
 #[rustler::nif(schedule = "DirtyCpu")]
 fn signed_prekey_create<'a>(

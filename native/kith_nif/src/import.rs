@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rustler::{Binary, Env, ResourceArc, Term};
 
 use crate::atoms;
-use crate::conversation::{Conversation, Owner, PeerTerm, Written, position, trust};
+use crate::conversation::{Conversation, Owner, PeerTerm, Written, position};
 use crate::device::LocalTerm;
 use crate::reason::Reason;
 use crate::seam;
@@ -66,13 +66,15 @@ fn import<'a>(
     {
         return Err(Reason::Malformed);
     }
-    let remembered = conversation.remembered(peer.identity.as_deref())?;
-    let remembered = remembered.as_ref();
+    let known = conversation.known(peer.identity.as_deref(), peer.sibling.as_ref())?;
     let remote_identity = newest.remote_identity();
-    if !trust(remembered).is_trusted(remote_identity, Direction::Receiving) {
+    if !known
+        .trust()
+        .is_trusted(remote_identity, Direction::Receiving)
+    {
         return Err(Reason::UntrustedIdentity);
     }
-    let minimum_version = conversation.remote(local, remembered).minimum_version;
+    let minimum_version = conversation.remote(local, &known).minimum_version;
     if current.is_some_and(|session| session.version() < minimum_version) {
         return Err(Reason::UnsupportedVersion);
     }
@@ -98,14 +100,13 @@ fn import<'a>(
             conversation.seal_archived(rng, position(peer.generation, rank)?, session)
         })
         .collect::<Result<Vec<_>, Reason>>()?;
-    let state = current
-        .map(|session| conversation.seal_session(rng, next(peer.generation)?, session))
+    let sealed = current
+        .map(|session| {
+            conversation.seal_session(rng, next(peer.generation)?, (None, None), session)
+        })
         .transpose()?;
-    let braid = match current {
-        Some(session) => conversation.seal_braid(rng, None, session)?,
-        None => None,
-    };
-    let identity = conversation.seal_news(rng, remembered, remote_identity, version)?;
+    let (state, braid) = sealed.map(|sealed| (sealed.state, sealed.braid)).unzip();
+    let identity = conversation.seal_news(rng, &known, remote_identity, version)?;
     let entries = current
         .into_iter()
         .chain(added)
@@ -116,7 +117,7 @@ fn import<'a>(
         &[
             (atoms::identity_key(), &Bytes(remote_identity.to_bytes())),
             (atoms::state(), &state),
-            (atoms::braid(), &braid),
+            (atoms::braid(), &braid.flatten()),
             (atoms::identity(), &identity),
             (atoms::archived(), &archived),
             (atoms::archive_dropped(), &dropped),

@@ -1,10 +1,10 @@
 //! Sessions: sealed state in, one step of the protocol, sealed state out.
 
 use kith_protocol::{
-    Changes, Ciphertext, DecryptError, EncryptError, EntryGroup, EntryLookup, EntryPosition,
-    IdentityKey, IdentityKeyPair, InitiateError, KeyPair, KyberKeyPair, MessageError, NotLoaded,
-    PreKeyId, PreKeySignalMessage, PreKeys, PublicKey, Session, SessionId, SessionRecord,
-    SignalMessage,
+    Changes, Ciphertext, DecryptError, DecryptionErrorMessage, EncryptError, EntryGroup,
+    EntryLookup, EntryPosition, IdentityKey, IdentityKeyPair, InitiateError, KeyPair, KyberKeyPair,
+    MessageError, NotLoaded, PreKeyId, PreKeySignalMessage, PreKeys, PublicKey, Session, SessionId,
+    SessionRecord, SignalMessage,
 };
 use rand::rngs::StdRng;
 use rustler::{Binary, Encoder, Env, NifMap, NifUnitEnum, ResourceArc, Term};
@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 
 use crate::atoms;
 use crate::conversation::{
-    Archived, Braid, BraidTerm, Conversation, Entries, Owner, PeerTerm, Remembered, revision, trust,
+    Archived, BraidTerm, Conversation, Entries, Known, Owner, PeerTerm, Remembered, SealedSession,
+    SiblingTerm, revision,
 };
 use crate::device::{
     BundleTerm, LocalTerm, PreKeyContext, open_kyber_prekey, open_prekey, public_key,
@@ -32,6 +33,7 @@ struct RecipientTerm<'a> {
     state: Option<Binary<'a>>,
     braid: Option<BraidTerm<'a>>,
     identity: Option<Binary<'a>>,
+    sibling: Option<SiblingTerm<'a>>,
     bundle: Option<BundleTerm<'a>>,
 }
 
@@ -125,8 +127,7 @@ impl Unopened {
 /// One encrypted message of a fan-out and the state behind it.
 struct Encrypted {
     message: Ciphertext,
-    state: Bytes<Vec<u8>>,
-    braid: Option<Braid>,
+    session: SealedSession,
     identity: Option<Bytes<Vec<u8>>>,
     archived: Option<Archived>,
     established: bool,
@@ -136,8 +137,7 @@ impl Encoder for Encrypted {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         let Self {
             message,
-            state,
-            braid,
+            session: SealedSession { state, braid },
             identity,
             archived,
             established,
@@ -218,19 +218,22 @@ fn encrypt_for(
 ) -> Result<Encrypted, Reason> {
     let conversation = owner.with(&recipient.user, recipient.device)?;
     let generation = recipient.generation;
-    let remembered = conversation.remembered(recipient.identity.as_deref())?;
-    let remembered = remembered.as_ref();
+    let known = conversation.known(recipient.identity.as_deref(), recipient.sibling.as_ref())?;
     let (device, remote) = (
         owner.device(local, identity),
-        conversation.remote(local, remembered),
+        conversation.remote(local, &known),
     );
-    let trust = trust(remembered);
-    let current = conversation.open_session(
+    let trust = known.trust();
+    let current = match conversation.open_session(
         generation,
         recipient.state.as_deref(),
         recipient.braid.as_ref(),
-    )?;
-    let stored = current.as_ref().map(revision);
+    ) {
+        // What does not open is not kept beside the session that takes its place.
+        Err(Reason::CorruptedState) if recipient.bundle.is_some() => None,
+        opened => opened?,
+    };
+    let stored = (recipient.braid.as_ref(), current.as_ref().map(revision));
     // The stored archive stays where it is; what is archived here is one more row of it.
     let mut record = SessionRecord::from_parts(current, Some(Vec::new()));
     if let Some(bundle) = &recipient.bundle {
@@ -239,11 +242,10 @@ fn encrypt_for(
     let message = record.encrypt(&device, &remote, plaintext, &trust, now, rng)?;
     let session = record.current().ok_or(Reason::SessionNotFound)?;
     Ok(Encrypted {
-        state: conversation.seal_session(rng, next(generation)?, session)?,
-        braid: conversation.seal_braid(rng, stored, session)?,
+        session: conversation.seal_session(rng, next(generation)?, stored, session)?,
         identity: conversation.seal_news(
             rng,
-            remembered,
+            &known,
             session.remote_identity(),
             message.version,
         )?,
@@ -325,13 +327,9 @@ fn decrypt<'a>(
     let identity = owner.identity(&local.identity)?;
     let device = owner.device(local, &identity);
     let conversation = owner.with(&peer.user, peer.device)?;
-    let Stored {
-        remembered,
-        mut record,
-    } = Stored::open(&conversation, peer)?;
-    let remembered = remembered.as_ref();
-    let remote = conversation.remote(local, remembered);
-    let trust = trust(remembered);
+    let Stored { known, mut record } = Stored::open(&conversation, peer)?;
+    let remote = conversation.remote(local, &known);
+    let trust = known.trust();
     let open = |entries: &Option<Vec<_>>| {
         entries
             .as_ref()
@@ -343,7 +341,7 @@ fn decrypt<'a>(
         look_up(keys.as_ref(), chunks.as_ref(), session, position)
     };
     let mut rng = random()?;
-    let stored = record.current().map(revision);
+    let stored = (peer.braid.as_ref(), record.current().map(revision));
     let decrypted = match kind {
         MessageType::Message => {
             let message = SignalMessage::from_bytes(body)?;
@@ -363,11 +361,10 @@ fn decrypt<'a>(
     let session = record.current().ok_or(Reason::SessionNotFound)?;
     let changes = &decrypted.changes;
     let sealed = Sealed {
-        state: conversation.seal_session(&mut rng, next(peer.generation)?, session)?,
-        braid: conversation.seal_braid(&mut rng, stored, session)?,
+        session: conversation.seal_session(&mut rng, next(peer.generation)?, stored, session)?,
         identity: conversation.seal_news(
             &mut rng,
-            remembered,
+            &known,
             &decrypted.remote_identity,
             changes.version,
         )?,
@@ -401,8 +398,7 @@ fn look_up(
 
 /// The parts of the state a decrypted message rewrites.
 struct Sealed {
-    state: Bytes<Vec<u8>>,
-    braid: Option<Braid>,
+    session: SealedSession,
     identity: Option<Bytes<Vec<u8>>>,
     archived: Option<Archived>,
 }
@@ -446,8 +442,8 @@ fn encode_decrypted<'a>(
             (atoms::session_id(), &id(session_id)),
             (atoms::version(), &version.number()),
             (atoms::established(), established),
-            (atoms::state(), &sealed.state),
-            (atoms::braid(), &sealed.braid),
+            (atoms::state(), &sealed.session.state),
+            (atoms::braid(), &sealed.session.braid),
             (atoms::identity(), &sealed.identity),
             (atoms::archived(), &sealed.archived),
             (atoms::promoted(), &promoted.as_ref().map(id)),
@@ -474,7 +470,7 @@ fn encode_decrypted<'a>(
 
 /// What is stored about a peer, opened.
 struct Stored {
-    remembered: Option<Remembered>,
+    known: Known,
     record: SessionRecord,
 }
 
@@ -491,7 +487,7 @@ impl Stored {
             .map(|archive| conversation.open_archive(archive))
             .transpose()?;
         Ok(Self {
-            remembered: conversation.remembered(peer.identity.as_deref())?,
+            known: conversation.known(peer.identity.as_deref(), peer.sibling.as_ref())?,
             record: SessionRecord::from_parts(current, archive),
         })
     }
@@ -604,6 +600,40 @@ fn describe<'a>(
     )
 }
 
+/// Reports a message that did not open, by its timestamp and the device that sent it: `{:ok, content}`.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn report_create<'a>(
+    env: Env<'a>,
+    (kind, body): (MessageType, Binary<'a>),
+    timestamp: u64,
+    device: u8,
+) -> Term<'a> {
+    seam::call(env, "report_create", || {
+        let device = device.into();
+        let report = match kind {
+            MessageType::Message => {
+                let message = SignalMessage::from_bytes(&body)?;
+                DecryptionErrorMessage::of_message(&message, timestamp, device)
+            }
+            MessageType::Prekey => {
+                let message = PreKeySignalMessage::from_bytes(&body)?;
+                DecryptionErrorMessage::of_prekey_message(&message, timestamp, device)
+            }
+        };
+        Ok::<_, Reason>(Bytes(report.to_plaintext_content()))
+    })
+}
+
+/// Reads a report: `{:ok, {ratchet_key | nil, timestamp, device}}`.
+#[rustler::nif]
+fn report_parse<'a>(env: Env<'a>, content: Binary<'a>) -> Term<'a> {
+    seam::call(env, "report_parse", || {
+        let report = DecryptionErrorMessage::from_plaintext_content(&content)?;
+        let ratchet_key = report.ratchet_key().map(|key| Bytes(key.to_bytes()));
+        Ok::<_, Reason>((ratchet_key, report.timestamp(), report.device_id()))
+    })
+}
+
 /// What may be shown of the sessions with a peer: `{:ok, map}`, without secrets.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn session_info<'a>(
@@ -618,7 +648,8 @@ fn session_info<'a>(
         let peer = peer.get()?;
         let owner = Owner::open(&vault, account.get()?, local_device)?;
         let conversation = owner.with(&peer.user, peer.device)?;
-        let Stored { remembered, record } = Stored::open(&conversation, peer)?;
+        let Stored { known, record } = Stored::open(&conversation, peer)?;
+        let remembered = known.device();
         let now = now_ms / 1000;
         let current = record
             .current()

@@ -74,5 +74,5 @@ pub use session::{
     NotLoaded, OfficialRecord, PreKeyKind, PreKeys, RecordError, RemoteDevice, Replaced, Session,
     SessionId, SessionInfo, SessionRecord, SkippedKeyFormat, StateError,
 };
-pub use wire::{MessageError, PreKeySignalMessage, SignalMessage, Version};
+pub use wire::{DecryptionErrorMessage, MessageError, PreKeySignalMessage, SignalMessage, Version};
 pub use xeddsa::SIGNATURE_LEN;

@@ -1,8 +1,10 @@
-//! The two messages of a conversation between two devices, as bytes (docs/protocol.md).
+//! The messages of a conversation between two devices, as bytes (docs/protocol.md).
 
+mod decryption_error;
 mod prekey_message;
 mod signal_message;
 
+pub use decryption_error::DecryptionErrorMessage;
 pub(crate) use prekey_message::Envelope;
 pub use prekey_message::PreKeySignalMessage;
 pub(crate) use signal_message::NewSignalMessage;

@@ -1,4 +1,4 @@
-//! Keys, signatures and safety numbers recorded from the official client.
+//! Keys, signatures, safety numbers and reports recorded from the official client.
 //!
 //! The agreement is not part of the public interface. It is tested where it shows: the low-order points by what a
 //! bundle with them gives, the rest by the handshakes of `vectors_v3.rs`.
@@ -12,10 +12,10 @@
 mod support;
 
 use kith_protocol::{
-    Fingerprint, FingerprintError, IdentityKey, IdentityKeyPair, InitiateError, KeyError, KeyPair,
-    KyberKeyPair, KyberPublicKey, LocalDevice, PreKeyBundle, PrivateKey, ProtocolAddress,
-    PublicKey, RemoteDevice, SessionRecord, SignedPreKey, SignedPreKeyPublic, TrustOnFirstUse,
-    Version,
+    DecryptionErrorMessage, Fingerprint, FingerprintError, IdentityKey, IdentityKeyPair,
+    InitiateError, KeyError, KeyPair, KyberKeyPair, KyberPublicKey, LocalDevice, PreKeyBundle,
+    PreKeySignalMessage, PrivateKey, ProtocolAddress, PublicKey, RemoteDevice, SessionRecord,
+    SignalMessage, SignedPreKey, SignedPreKeyPublic, TrustOnFirstUse, Version,
 };
 use serde_json::Value;
 use support::{SeededRng, field, vectors};
@@ -302,4 +302,35 @@ fn the_official_kyber_key_pair_is_read_and_kyber_keys_parse_as_they_do_there() {
         );
     }
     assert!(list(&keys, "kem_public_key_parsing").len() >= 4);
+}
+
+#[test]
+fn reports_of_messages_that_did_not_open_are_those_of_the_official_client() {
+    let reports = vectors("decryption_error");
+    for case in list(&reports, "cases") {
+        let body = field(&case["original"], "body");
+        let timestamp = case["timestamp"].as_u64().unwrap();
+        let device = number(&case["device_id"]);
+        let report = if case["original"]["type"] == 3 {
+            let message = PreKeySignalMessage::from_bytes(&body).unwrap();
+            DecryptionErrorMessage::of_prekey_message(&message, timestamp, device)
+        } else {
+            let message = SignalMessage::from_bytes(&body).unwrap();
+            DecryptionErrorMessage::of_message(&message, timestamp, device)
+        };
+        assert_eq!(report.to_bytes(), field(case, "serialized"));
+        let content = field(case, "plaintext_content");
+        assert_eq!(report.to_plaintext_content(), content);
+        let parsed = DecryptionErrorMessage::from_plaintext_content(&content).unwrap();
+        assert_eq!(parsed, report);
+        assert_eq!(
+            parsed.ratchet_key().unwrap().to_bytes().as_slice(),
+            field(case, "ratchet_key")
+        );
+        assert_eq!(
+            (parsed.timestamp(), parsed.device_id()),
+            (timestamp, device)
+        );
+    }
+    assert_eq!(list(&reports, "cases").len(), 2);
 }
