@@ -494,22 +494,6 @@ defmodule Kith.MaintenanceTest do
       assert %{prekeys: 2, rotated: 2} = maintain!(kith)
       assert File.stat!(path <> "-wal").size == 0
 
-      # It gives way to a reader, and is made later.
-      {:ok, pid} = SQLite.start_link(path: path)
-      reader = SQLite.handle(pid)
-      send!(kith, "anna", "ben", "hello")
-      travel(ahead, 8 * @day)
-
-      SQLite.transaction(reader, fn ->
-        {:ok, _} = SQLite.query(reader, "SELECT * FROM signal_schema")
-        assert %{rotated: 2} = maintain!(kith)
-        assert File.stat!(path <> "-wal").size > 0
-      end)
-
-      travel(ahead, 8 * @day)
-      assert %{rotated: 2} = maintain!(kith)
-      assert File.stat!(path <> "-wal").size == 0
-
       # Not when there is nothing that must go.
       send!(kith, "anna", "ben", "hello")
       assert maintain!(kith) == %{}
