@@ -33,8 +33,8 @@ defmodule Kith.Maintenance do
 
   # Rows of a batch: what SQLite reads or deletes in a few milliseconds. A Kyber prekey takes 2 KB.
   @devices 50
-  @rows 100
-  @sessions 500
+  @rows 25
+  @sessions 200
 
   # The clocks of nodes may differ by less than this.
   @skew 86_400_000
