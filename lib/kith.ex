@@ -53,6 +53,33 @@ defmodule Kith do
   crash. A call that fails changes nothing. Called inside a transaction of the same repository it joins it, and
   nothing it returned may leave before that transaction is committed.
 
+  ## Message archive
+
+  The envelope of a session opens once, and people reload pages. With `archive: true` (see `Kith.Options`) the plaintext
+  is kept, in the transaction that encrypts or opens a message: `decrypt/4` then answers a second delivery of the same
+  message as it did the first, and `history/4` pages through what a device has sent and received.
+
+  A message is kept in a *thread*: a conversation, by the application's own id for it, or the direct thread of two
+  users, `{:direct, user}` as one of them names it. All copies in a thread are sealed under its data key, which `shred/2` deletes.
+
+  `encrypt/5`, `encrypt_group/5` and `decrypt/4` take options for it, which are checked and otherwise ignored where
+  nothing is kept:
+
+    * `:thread` - a string of 1 to 255 bytes of UTF-8 without a zero byte, or `{:direct, user}`. Default: the direct thread
+      with the other user, which has no default in a group. No string names a direct thread, whatever is in it.
+    * `:expires_in` - seconds after which this copy disappears, from now on. The other sides decide for theirs. It does not
+      outlive the retention of the instance.
+
+  Each device has a history of its own. What disappeared is in neither the history nor the answer to a second delivery, from
+  the moment its time is over, and is deleted soon after.
+
+  Forward secrecy ends where the archive begins: a thief of the database *and* the key-encryption key reads what is
+  kept, however long ago its message keys were deleted. A thief of the database alone reads nothing.
+
+  With the archive, `{:ok, plaintext}` does not say that a message is new: whoever can send an old envelope again gets
+  it opened again, and the event `[:kith, :archive, :redelivery]` says so. An application that acts on messages has to
+  know which it has acted on.
+
   ## Names
 
   `use Kith` puts the functions below into a module without their first argument, which is the name of the
@@ -64,8 +91,11 @@ defmodule Kith do
     Address,
     Envelope,
     Error,
+    Installation,
     Instance,
     Maintenance,
+    Message,
+    MessageArchive,
     Messages,
     Options,
     Peers,
@@ -75,6 +105,12 @@ defmodule Kith do
 
   @typedoc "The name of an instance."
   @type name :: term
+
+  @typedoc "A conversation: the application's id of it, or the direct thread of two users as one of them names it."
+  @type thread :: String.t() | {:direct, Address.user()}
+
+  @typedoc "What a call says of its copy in the archive."
+  @type option :: {:thread, thread} | {:expires_in, pos_integer}
 
   @type result(value) :: {:ok, value} | {:error, Error.t()}
 
@@ -102,6 +138,9 @@ defmodule Kith do
     encrypt_group: [:from, :members, :plaintext, :options],
     decrypt: [:to, :envelope],
     decrypt: [:to, :envelope, :options],
+    history: [:address, :thread],
+    history: [:address, :thread, :options],
+    shred: [:thread],
     safety_number: [:address, :other],
     safety_number_matches: [:address, :other, :scanned],
     trust: [:address, :peer],
@@ -109,7 +148,8 @@ defmodule Kith do
     reset_session: [:address, :peer],
     import_record: [:address, :peer, :record],
     session_info: [:address, :peer],
-    delete: [:address, :peer]
+    delete: [:address, :peer],
+    restored: []
   ]
 
   defmacro __using__(options) do
@@ -307,16 +347,19 @@ defmodule Kith do
   All devices of the recipient are served or none, and an error is that of the first that cannot be; `encrypt_group/4`
   answers for each. A state that does not open is `:corrupted_state` once: the next message starts a new session.
 
+  Takes the options of "Message archive" above, for the sender's own copy.
+
   Errors: `:not_registered` for either side, `:key_not_found` when the sender's private keys live
   elsewhere, `:untrusted_identity`, `:unsupported_version` when the peer has no Kyber prekey and must have one,
   `:too_large`, and those of the machinery: `:corrupted_state`, `:stale`,
   `:storage`, `:panic`.
   """
-  @spec encrypt(name, Address.given(), Address.given(), binary, keyword) :: result([Envelope.t()])
+  @spec encrypt(name, Address.given(), Address.given(), binary, [option]) ::
+          result([Envelope.t()])
   def encrypt(name, from, to, plaintext, options \\ []) do
-    instance = Instance.fetch!(name)
     {from, to} = {Address.new!(from), Address.recipient!(to)}
-    Messages.encrypt(instance, from, to, plaintext!(plaintext), options!(options, []))
+    options = copy_options!(options)
+    Messages.encrypt(Instance.fetch!(name), from, to, plaintext!(plaintext), options)
   end
 
   @doc """
@@ -330,10 +373,13 @@ defmodule Kith do
       {:ok, results} = MyApp.Kith.encrypt_group("anna", ["anna", "ben", "cleo"], "hello")
       for {address, {:ok, envelope}} <- results, do: deliver(address, envelope)
 
+  Takes the options of "Message archive" above, for the sender's own copy: one for all members. Where messages are kept,
+  a call without `:thread` raises `ArgumentError`.
+
   The call itself fails with `:not_registered` or `:key_not_found` for the sender, with `:too_large`, and with
   those of the machinery; then no envelope exists.
   """
-  @spec encrypt_group(name, Address.given(), [Address.given()], binary, keyword) ::
+  @spec encrypt_group(name, Address.given(), [Address.given()], binary, [option]) ::
           result([{Address.t(), result(Envelope.t())}])
   def encrypt_group(name, from, members, plaintext, options \\ []) do
     instance = Instance.fetch!(name)
@@ -342,7 +388,8 @@ defmodule Kith do
       do: raise(ArgumentError, "expected a list of members")
 
     {from, members} = {Address.new!(from), Enum.map(members, &Address.recipient!/1)}
-    Messages.encrypt_group(instance, from, members, plaintext!(plaintext), options!(options, []))
+    options = copy_options!(options)
+    Messages.encrypt_group(instance, from, members, plaintext!(plaintext), options)
   end
 
   @doc """
@@ -351,15 +398,81 @@ defmodule Kith do
   A message opens once. A failed call changes nothing: the envelope can be tried again, and `recover/4` heals what
   can be healed.
 
+  Takes the options of "Message archive" above. Where messages are kept, a message opens again as long as its copy is
+  there, on the device that opened it and under the thread it was opened in, whatever has become of the session.
+
   Errors: `:duplicate`, `:tampered`, `:session_not_found`, `:out_of_sync`, `:key_not_found`,
   `:untrusted_identity`, `:unknown_prekey`, `:malformed` (also when it is addressed to another device),
   `:unsupported_version`, `:not_registered`, and those of the machinery: `:corrupted_state`, `:stale`, `:storage`,
   `:panic`.
   """
-  @spec decrypt(name, Address.given(), Envelope.t() | binary, keyword) :: result(binary)
+  @spec decrypt(name, Address.given(), Envelope.t() | binary, [option]) :: result(binary)
   def decrypt(name, to, envelope, options \\ []) do
+    options = copy_options!(options)
+    Messages.decrypt(Instance.fetch!(name), Address.recipient!(to), envelope, options)
+  end
+
+  @doc """
+  Returns a page of what a device has sent and received in a thread, of what the archive keeps.
+
+      {:ok, page} = MyApp.Kith.history("anna", {:direct, "ben"})
+      for message <- page.messages, do: {message.from, message.plaintext}
+      {:ok, earlier} = MyApp.Kith.history("anna", {:direct, "ben"}, before: page.before)
+
+  The first page has the newest messages, and each page its oldest message first: as they stand on a screen, to which
+  one scrolls up adds a page at the top. `:before` of a page is the cursor of the one before it, `nil` when there is
+  none. A cursor stays good while messages come and go. It is a string of 34 characters that may go
+  through a client; it opens nothing.
+
+    * `:limit` - how many messages, 1 to 1,000. Default 50. A page also ends before its messages exceed 8 MiB.
+    * `:before` - a cursor.
+
+  The thread is one of `encrypt/5` and `decrypt/4`; nothing was ever kept in one that is unknown, and its page is empty. Whether
+  `:archive` is on does not matter. A message whose row does not open is in its place, with `:error` in `Kith.Message`.
+
+  Errors: `:not_registered`, `:malformed` for a string that is no cursor, `:key_not_found` when the data key of the
+  thread, or the key-encryption key that wraps it, is not here, `:corrupted_state` when the data key does not open, and those of the machinery.
+  """
+  @spec history(name, Address.given(), thread, limit: 1..1000, before: nil | String.t()) ::
+          result(%{messages: [Message.t()], before: nil | String.t()})
+  def history(name, address, thread, options \\ []) do
+    options = Keyword.validate!(options, limit: 50, before: nil)
+
+    if options[:limit] not in 1..1_000,
+      do: raise(ArgumentError, "expected :limit to be an integer from 1 to 1000")
+
+    if not (options[:before] == nil or is_binary(options[:before])),
+      do: raise(ArgumentError, "expected :before to be a cursor, a string")
+
     instance = Instance.fetch!(name)
-    Messages.decrypt(instance, Address.recipient!(to), envelope, options!(options, []))
+    MessageArchive.history(instance, Address.new!(address), thread!(thread), options)
+  end
+
+  @doc """
+  Shreds a thread: deletes its data key and all copies in it, of every user and device, for ever. Returns how many.
+
+  The direct thread of two users is `{:direct, user, other}`. Shredding what is not there is `{:ok, 0}`. Whoever goes on
+  to write in the thread begins it anew, with another key: an old row that is put back from a backup does not open.
+
+  What remains: sessions, the traffic, and whatever the application stored itself. A backup of the database from before has
+  the thread's key, and opens together with a key-encryption key that was in use then. With the embedded database the freed bytes are overwritten and
+  the write-ahead log is emptied; if another program keeps it from that, the answer is `:storage`, nothing of the thread
+  can be read through Kith any more, and calling again tries the log again. In a transaction of the application the log
+  is not emptied. PostgreSQL keeps deleted rows until it vacuums, and its log as long as it is told to.
+
+  Errors: those of the machinery.
+  """
+  @spec shred(name, String.t() | {:direct, Address.user(), Address.user()}) ::
+          result(non_neg_integer)
+  def shred(name, thread) do
+    thread =
+      case thread do
+        {:direct, user, other} -> {:direct, user!(user), user!(other)}
+        thread when is_binary(thread) -> thread!(thread)
+        _ -> raise ArgumentError, "expected a thread or {:direct, user, other}"
+      end
+
+    MessageArchive.shred(Instance.fetch!(name), thread)
   end
 
   @doc """
@@ -479,6 +592,19 @@ defmodule Kith do
     do: Peers.delete(Instance.fetch!(name), Address.new!(address), Address.recipient!(peer))
 
   @doc """
+  Says that the database was restored from a backup, and may be older than messages that were sent from it.
+
+  A ratchet that goes on from an older state uses message keys a second time. So the next message in every session
+  starts a new one, and one-time prekeys that may have been handed out meanwhile are not handed out again. Messages on
+  their way still open where their keys are there. Returns how many sessions are concerned.
+
+  It happens by itself where an older database is recognized when an instance starts, or PostgreSQL is failed over to
+  another server; the guide to backups says where that is.
+  """
+  @spec restored(name) :: result(%{sessions: non_neg_integer})
+  def restored(name), do: Installation.restored(Instance.fetch!(name))
+
+  @doc """
   Tells whether messages of a kind of conversation must be encrypted.
 
   `:direct`, `:group` and `:family` must, pairwise. For notes to `:self` it is the application's choice:
@@ -520,6 +646,36 @@ defmodule Kith do
       false ->
         raise ArgumentError, "expected options to be a keyword list"
     end
+  end
+
+  # A wrong value is not printed: it may be a message in the wrong place.
+  defp copy_options!(options) do
+    options = options!(options, [:thread, :expires_in])
+    {thread, expires_in} = {options[:thread], options[:expires_in]}
+    if thread != nil, do: thread!(thread)
+    max = Options.max_seconds()
+
+    if not (expires_in == nil or (is_integer(expires_in) and expires_in in 1..max)),
+      do: raise(ArgumentError, "expected :expires_in to be a number of seconds from 1 to #{max}")
+
+    options
+  end
+
+  defp thread!({:direct, user}), do: {:direct, user!(user)}
+
+  # The rule of user ids, for the same reason: it is text in the database.
+  defp thread!(thread) do
+    if not (is_binary(thread) and match?({:ok, _}, Address.parse(thread))) do
+      raise ArgumentError,
+            "expected a thread (1 to 255 bytes of UTF-8 without a zero byte) or {:direct, user}"
+    end
+
+    thread
+  end
+
+  defp user!(user) do
+    {user, _device} = if is_binary(user), do: Address.new!(user), else: Address.new!({user, 1})
+    user
   end
 
   defp device(user, device) do

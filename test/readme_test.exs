@@ -15,5 +15,14 @@ defmodule Kith.ReadmeTest do
     |> String.replace("kith.db", Path.join(folder, "kith.db"))
     |> String.replace("\"kith.key\"", inspect(key))
     |> Code.eval_string()
+
+    # It writes beside its database when it ends.
+    :ok = Supervisor.stop(running())
+  end
+
+  defp running do
+    name = {Kith.Supervisor, Module.concat(["MyApp.Kith"])}
+    [{supervisor, _}] = Registry.lookup(Kith.Registry, name)
+    supervisor
   end
 end

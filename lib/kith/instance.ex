@@ -7,9 +7,15 @@ defmodule Kith.Instance do
   alias Kith.Store.Repo
 
   @enforce_keys [:name, :repo, :vault, :options]
-  defstruct [:name, :repo, :vault, :options]
+  defstruct [:name, :repo, :vault, :options, timeline: nil]
 
-  @type t :: %__MODULE__{name: term, repo: term, vault: reference, options: Options.t()}
+  @type t :: %__MODULE__{
+          name: term,
+          repo: term,
+          vault: reference,
+          options: Options.t(),
+          timeline: nil | :atomics.atomics_ref()
+        }
 
   @spec fetch!(term) :: t
   def fetch!(name) do

@@ -12,7 +12,17 @@ defmodule Kith.Maintenance do
 
   require Logger
 
-  alias Kith.{Address, Archive, Error, Instance, Registration, Telemetry}
+  alias Kith.{
+    Address,
+    Archive,
+    Error,
+    Installation,
+    Instance,
+    MessageArchive,
+    Registration,
+    Telemetry
+  }
+
   alias Kith.Store.{Prekeys, Repo}
   alias Kith.Store.Maintenance, as: Store
 
@@ -87,9 +97,9 @@ defmodule Kith.Maintenance do
     # A pass that is killed must not take this process along.
     Process.flag(:trap_exit, true)
     %{options: options} = Instance.fetch!(name)
-    node = Base.encode16(:crypto.strong_rand_bytes(8), case: :lower)
+    owner = Base.encode16(:crypto.strong_rand_bytes(8), case: :lower)
     interval = if options.maintenance_interval == :off, do: 0, else: options.maintenance_interval
-    state = %{name: name, owner: node, interval: interval, pass: nil, callers: [], next: []}
+    state = %{name: name, owner: owner, interval: interval, pass: nil, callers: [], next: []}
     if interval > 0, do: schedule(:rand.uniform(min(interval * 1_000, @first_pass)))
     {:ok, state}
   end
@@ -282,7 +292,7 @@ defmodule Kith.Maintenance do
 
     for {local, total} <- totals do
       metadata = %{instance: instance.name, local: local}
-      Telemetry.event([:kith, :prekeys, :total], total, metadata)
+      event([:kith, :prekeys, :total], total, metadata)
     end
 
     done
@@ -313,7 +323,7 @@ defmodule Kith.Maintenance do
 
     if low? or overdue?(instance, ages) do
       metadata = %{instance: instance.name, user_id: user, device_id: number, local: local}
-      Telemetry.event([:kith, :prekeys, :stock], Map.merge(stock, ages), metadata)
+      event([:kith, :prekeys, :stock], Map.merge(stock, ages), metadata)
     end
 
     totals =
@@ -402,7 +412,7 @@ defmodule Kith.Maintenance do
     signed = purge_superseded(job, superseded_before)
     prekeys = used + signed.prekeys
 
-    Telemetry.event(
+    event(
       [:kith, :prekeys, :purge],
       %{count: prekeys, signed_count: signed.signed_prekeys, base_keys: signed.base_keys},
       %{instance: instance.name}
@@ -410,13 +420,16 @@ defmodule Kith.Maintenance do
 
     skipped = purge_skipped_keys(job)
     recoveries = batches(job, &Store.delete_recoveries(&1, now - @recoveries, @rows))
-    messages = purge_messages(job)
+    messages = batches(job, &MessageArchive.purge(instance, &1, now, @rows))
 
-    Telemetry.event(
+    event(
       [:kith, :sessions, :purge],
       %{skipped_keys: skipped, recoveries: recoveries, messages: messages},
       %{instance: instance.name}
     )
+
+    # So that a copy of the file made before is known to be older. Under the claim, as nodes would confuse each other.
+    Installation.refresh(instance)
 
     Map.merge(signed, %{
       prekeys: prekeys,
@@ -474,15 +487,6 @@ defmodule Kith.Maintenance do
     keys = batches(job, &Store.delete_skipped_keys(&1, :ratchet, before, @rows))
     batches(job, &Store.delete_skipped_keys(&1, :post_quantum, before, @rows))
     keys
-  end
-
-  defp purge_messages(%{now: now} = job) do
-    archive = Kith.MessageArchive
-
-    # Optional until the archive is here, so no call that a compiler would look for.
-    if Code.ensure_loaded?(archive) and function_exported?(archive, :purge, 4),
-      do: batches(job, &apply(archive, :purge, [job.instance, &1, now, @rows])),
-      else: 0
   end
 
   defp expire(%{instance: %{options: %{unacknowledged_session_lifetime: 0}}}), do: %{sessions: 0}
@@ -543,7 +547,7 @@ defmodule Kith.Maintenance do
         }
 
         measurements = %{count: 1, age: age(established_at, now)}
-        Telemetry.event([:kith, :sessions, :expire], measurements, metadata)
+        event([:kith, :sessions, :expire], measurements, metadata)
         {:ok, 1}
 
       {:error, error} ->
@@ -574,7 +578,7 @@ defmodule Kith.Maintenance do
         end
 
       metadata = Map.put(outcome, :instance, instance.name)
-      Telemetry.event([:kith, :sqlite, :checkpoint], %{size: size}, metadata)
+      event([:kith, :sqlite, :checkpoint], %{size: size}, metadata)
 
       if outcome.reason == :storage,
         do: raise(Error.new(:storage, "the write-ahead log was not emptied"))
@@ -613,6 +617,9 @@ defmodule Kith.Maintenance do
 
   defp in_transaction(instance, fun),
     do: Instance.transaction(instance, fn repo -> {{:ok, fun.(repo)}, []} end)
+
+  defp event(event, measurements, metadata),
+    do: Telemetry.emit([{event, measurements, metadata}])
 
   defp log(task, error), do: Logger.warning("maintenance: #{task}: #{Exception.message(error)}")
 end

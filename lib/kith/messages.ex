@@ -2,7 +2,17 @@ defmodule Kith.Messages do
   @moduledoc false
   # encrypt, encrypt_group and decrypt: each one transaction, and durable before it answers.
 
-  alias Kith.{Address, Envelope, Error, Instance, Registration, Telemetry}
+  alias Kith.{
+    Address,
+    Envelope,
+    Error,
+    Installation,
+    Instance,
+    MessageArchive,
+    Registration,
+    Telemetry
+  }
+
   alias Kith.Store.{Accounts, Prekeys, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
@@ -14,11 +24,12 @@ defmodule Kith.Messages do
   @typedoc "Whom a message is for: a user, with all their devices, or one device."
   @type member :: Address.user() | Address.t()
 
-  def encrypt(instance, from, to, plaintext, _options) do
+  def encrypt(instance, from, to, plaintext, options) do
+    target = MessageArchive.target(instance, from, to, options)
     metadata = Map.merge(local(instance, from), peer(to))
 
     Telemetry.span([:kith, :session, :encrypt], metadata, fn ->
-      result = encrypt_one(instance, from, to, plaintext)
+      result = encrypt_one(instance, from, to, plaintext, target)
 
       {envelopes, type} =
         case result do
@@ -31,27 +42,29 @@ defmodule Kith.Messages do
     end)
   end
 
-  defp encrypt_one(instance, {user, _} = from, to, plaintext) do
+  defp encrypt_one(instance, {user, _} = from, to, plaintext, target) do
     with :ok <- bounded(instance, plaintext) do
       if to in [user, from],
-        do: seal_note(instance, from, plaintext),
-        else: encrypt_to(instance, from, to, plaintext)
+        do: seal_note(instance, from, plaintext, target),
+        else: encrypt_to(instance, from, to, plaintext, target)
     end
   end
 
   # All devices of the recipient or none: whoever wants to reach some of them asks for each. The sender's own others do
   # not stand in the way of a message.
-  defp encrypt_to(instance, from, to, plaintext) do
-    with {:ok, results} <- fan_out(instance, from, [to], plaintext, of_user(to)),
+  defp encrypt_to(instance, from, to, plaintext, target) do
+    with {:ok, results} <- fan_out(instance, from, [to], plaintext, {of_user(to), target}),
          do: {:ok, for({_, {:ok, envelope}} <- results, do: envelope)}
   end
 
   defp of_user({user, _}), do: user
   defp of_user(user), do: user
 
-  def encrypt_group(instance, from, members, plaintext, _options) do
+  def encrypt_group(instance, from, members, plaintext, options) do
+    target = MessageArchive.target(instance, from, nil, options)
+
     Telemetry.span([:kith, :group, :encrypt], local(instance, from), fn ->
-      result = encrypt_each(instance, from, members, plaintext)
+      result = encrypt_each(instance, from, members, plaintext, target)
 
       each =
         case result do
@@ -68,41 +81,29 @@ defmodule Kith.Messages do
     end)
   end
 
-  defp encrypt_each(instance, from, members, plaintext) do
+  defp encrypt_each(instance, from, members, plaintext, target) do
     with :ok <- bounded(instance, plaintext),
          :ok <- bounded_recipients(members),
-         do: fan_out(instance, from, members, plaintext, nil)
+         do: fan_out(instance, from, members, plaintext, {nil, target})
   end
 
-  defp seal_note(instance, {user, _} = address, plaintext) do
+  defp seal_note(instance, {user, _} = address, plaintext, target) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, address),
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
-        {{:ok,
-          [%{Envelope.new(address, address, :self, body) | timestamp: Instance.now(instance)}]},
-         []}
+        now = Instance.now(instance)
+        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, now)
+        {{:ok, [%{Envelope.new(address, address, :self, body) | timestamp: now}]}, []}
       else
         error -> {error, []}
       end
     end)
   end
 
-  # `whole` is the user of whom each device has to be reached, or nil.
-  defp fan_out(instance, {user, _} = from, members, plaintext, whole) do
+  defp fan_out(instance, from, members, plaintext, terms) do
     result =
-      Instance.transaction(instance, fn repo ->
-        users = Enum.uniq([user | Enum.map(members, &of_user/1)])
-        devices = Accounts.devices(repo, users)
-
-        case Registration.local(devices[from]) do
-          {:ok, device} ->
-            deliver(instance, repo, {from, device}, members, devices, plaintext, whole)
-
-          {:error, error} ->
-            {{:error, error}, []}
-        end
-      end)
+      Instance.transaction(instance, &fan_out_in(instance, &1, from, members, plaintext, terms))
 
     with {:ok, {results, claimed}} <- result do
       Registration.replenish_low(instance, claimed)
@@ -110,7 +111,29 @@ defmodule Kith.Messages do
     end
   end
 
-  defp deliver(instance, repo, {{user, _} = from, _} = sender, members, devices, plaintext, whole) do
+  @doc """
+  A fan-out in the caller's transaction, on terms: the user of whom each device has to be reached, or nil, and where the
+  sender's own copy goes.
+
+  Returns `{:ok, {results, claimed}}` or an error, and what telemetry should say.
+  """
+  def fan_out_in(instance, repo, {user, _} = from, members, plaintext, terms) do
+    users = Enum.uniq([user | Enum.map(members, &of_user/1)])
+    {devices, timeline} = Accounts.devices_at(repo, users, Installation.question(instance))
+
+    case Registration.local(devices[from]) do
+      {:ok, device} ->
+        news = Installation.watch(instance, repo, timeline)
+        sender = {from, device}
+        {result, records} = deliver(instance, repo, sender, members, devices, plaintext, terms)
+        {result, news ++ records}
+
+      {:error, error} ->
+        {{:error, error}, []}
+    end
+  end
+
+  defp deliver(instance, repo, {{user, _} = from, _} = sender, members, devices, plaintext, terms) do
     own = if Enum.any?(members, &is_binary/1), do: others(from, devices), else: []
 
     users =
@@ -128,7 +151,7 @@ defmodule Kith.Messages do
 
     with :ok <- bounded_recipients(peers) do
       rows = Map.new(peers, &{&1, row(rows, &1)})
-      send_all(instance, repo, sender, peers, rows, plaintext, whole)
+      send_all(instance, repo, sender, peers, rows, plaintext, terms)
     else
       error -> {error, []}
     end
@@ -154,7 +177,7 @@ defmodule Kith.Messages do
   end
 
   # Sorted, so that two fan-outs lock the rows they share in one order.
-  defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, whole) do
+  defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, {whole, target}) do
     now = Instance.now(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
@@ -188,6 +211,7 @@ defmodule Kith.Messages do
         write(repo, from, rows, sent, now)
         released = release(repo, claimed, sent)
         renew_damaged(repo, from, sent, now)
+        keep_copy(instance, repo, from, target, sent, plaintext, now)
         results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], now)})
         claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
         {{:ok, {results, claimed}}, claims ++ first ++ second}
@@ -200,6 +224,14 @@ defmodule Kith.Messages do
         renew_damaged(repo, from, sent, now)
         {envelope(instance, from, peer, sent[peer], now), first ++ second}
     end
+  end
+
+  # Nobody may be in the group yet: what is said in it has been said. What reached none of them has not.
+  defp keep_copy(instance, repo, from, target, sent, plaintext, now) do
+    served = for {peer, {:ok, _}} <- sent, do: peer
+
+    if served != [] or sent == %{},
+      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, now)
   end
 
   # Whoever has to be reached and is not.
@@ -346,7 +378,7 @@ defmodule Kith.Messages do
   defp unreached({_, 1}, _reason), do: nil
   defp unreached({_, device}, _reason), do: "of device #{device}"
 
-  def decrypt(instance, to, given, _options) do
+  def decrypt(instance, to, given, options) do
     parsed = parse(given)
     to = addressee(to, parsed)
 
@@ -360,7 +392,7 @@ defmodule Kith.Messages do
       [:kith, :session, :decrypt],
       Map.merge(local(instance, to), metadata),
       fn ->
-        result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope)
+        result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope, options)
         plaintext = with {:ok, plaintext} <- result, do: plaintext
         {result, sizes(plaintext, [parsed]), Telemetry.outcome(result)}
       end
@@ -379,13 +411,13 @@ defmodule Kith.Messages do
   defp addressee(user, {:ok, %Envelope{to: {user, _} = to}}), do: to
   defp addressee(user, _parsed), do: {user, 1}
 
-  defp open(_instance, _to, %Envelope{type: :report}),
+  defp open(_instance, _to, %Envelope{type: :report}, _options),
     do: {:error, Error.new(:malformed, "this is a report: give it to Kith.resend/3")}
 
-  defp open(_instance, to, %Envelope{to: other}) when other != to,
+  defp open(_instance, to, %Envelope{to: other}, _options) when other != to,
     do: {:error, Error.new(:malformed, "the envelope is addressed to another device")}
 
-  defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope) do
+  defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope, _options) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, to) do
         {native(instance, :self_open, [{user, device.data_key}, envelope.body]), []}
@@ -395,19 +427,19 @@ defmodule Kith.Messages do
     end)
   end
 
-  defp open(instance, to, envelope) do
+  defp open(instance, to, envelope, options) do
     # A stranger's bytes are looked at before the database is held.
     with {:ok, header} <- inspect_message(instance, envelope) do
       Instance.transaction(instance, fn repo ->
         case Registration.fetch_local(repo, to) do
-          {:ok, device} -> receive_in(instance, repo, {to, device}, envelope, header)
+          {:ok, device} -> receive_in(instance, repo, {to, device}, envelope, header, options)
           {:error, error} -> {{:error, error}, []}
         end
       end)
     end
   end
 
-  defp receive_in(instance, repo, {to, device}, envelope, header) do
+  defp receive_in(instance, repo, {to, device}, envelope, header, options) do
     now = Instance.now(instance)
     from = envelope.from
     session = with_sibling(Sessions.fetch(repo, to, from), repo, to, from)
@@ -429,9 +461,10 @@ defmodule Kith.Messages do
          :ok <- unused_base_key(repo, to, opened) do
       commit(repo, to, from, session, opened, now)
       if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
+      MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
       {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
     else
-      error -> {error, []}
+      {:error, error} -> MessageArchive.answer(instance, repo, to, envelope, error)
     end
   end
 

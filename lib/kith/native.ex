@@ -32,6 +32,11 @@ defmodule Kith.Native do
   def self_seal(_vault, _account, _plaintext), do: not_loaded()
   def self_open(_vault, _account, _sealed), do: not_loaded()
 
+  # thread
+  def thread_create(_vault, _thread), do: not_loaded()
+  def archive_seal(_vault, _thread, _owner, _place, _content), do: not_loaded()
+  def archive_open(_vault, _thread, _owner, _rows), do: not_loaded()
+
   # device
   def identity_create(_vault, _account, _device), do: not_loaded()
   def identity_import(_vault, _account, _device, _pair), do: not_loaded()

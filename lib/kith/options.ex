@@ -55,6 +55,14 @@ defmodule Kith.Options do
     * `:max_attempts` - how often a call that lost the race for a session is tried before `:stale`.
       Default 5.
 
+  ## Message archive
+
+    * `:archive` - whether plaintexts are kept, sealed under a key of their conversation, so that a second delivery
+      answers with the plaintext and `Kith.history/4` has something to show. `false` (default); `true`, for ever; or
+      `[retention: seconds]`, after which a message disappears. A retention holds for what is written from then on.
+      What is kept can be read by a thief of the database *and* the key-encryption key: see "Message archive" in
+      `Kith`.
+
   ## The life of keys
 
   What follows is done by a process of the instance, or by `Kith.maintain/1`. Of many nodes on one database one does it.
@@ -80,6 +88,9 @@ defmodule Kith.Options do
 
   alias Kith.Validation
 
+  # A hundred years.
+  @max_seconds 3_155_760_000
+
   @derive {Inspect, except: [:keys]}
   defstruct name: Kith,
             keys: nil,
@@ -96,6 +107,7 @@ defmodule Kith.Options do
             max_plaintext: 65_536,
             unknown_senders: :refuse,
             max_attempts: 5,
+            archive: false,
             maintenance_interval: 3_600,
             prekey_rotation: 604_800,
             signed_prekey_grace_period: 2_592_000,
@@ -122,6 +134,7 @@ defmodule Kith.Options do
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
           max_attempts: pos_integer,
+          archive: false | [retention: nil | pos_integer],
           maintenance_interval: non_neg_integer | :off,
           prekey_rotation: non_neg_integer,
           signed_prekey_grace_period: non_neg_integer,
@@ -146,7 +159,7 @@ defmodule Kith.Options do
     with :ok <- Validation.validate(options, schema()),
          :ok <- one_store(options),
          :ok <- keys_given(options),
-         struct = struct!(__MODULE__, options),
+         struct = struct!(__MODULE__, archive_settings(options)),
          :ok <- threshold(struct) do
       {:ok, struct}
     end
@@ -160,6 +173,9 @@ defmodule Kith.Options do
       {:error, message} -> raise ArgumentError, message
     end
   end
+
+  @doc false
+  def max_seconds, do: @max_seconds
 
   @doc false
   # Options of `use`, then the environment of the application, then the child specification.
@@ -227,6 +243,7 @@ defmodule Kith.Options do
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100},
+      archive: {:custom, &archive/1},
       maintenance_interval: {:custom, &interval/1},
       prekey_rotation: {:integer, 0..31_536_000},
       signed_prekey_grace_period: {:integer, 0..31_536_000},
@@ -234,6 +251,24 @@ defmodule Kith.Options do
       unacknowledged_session_lifetime: {:integer, 0..31_536_000},
       clock: :any
     ]
+  end
+
+  defp archive(archive) when is_boolean(archive), do: :ok
+  defp archive([]), do: :ok
+  defp archive(retention: nil), do: :ok
+  defp archive(retention: seconds) when seconds in 1..@max_seconds//1, do: :ok
+
+  defp archive(other) do
+    {:error,
+     "expected :archive to be true, false or [retention: seconds] with 1 to #{@max_seconds} seconds, " <>
+       "got: #{inspect(other)}"}
+  end
+
+  defp archive_settings(options) do
+    case options[:archive] do
+      true -> Keyword.put(options, :archive, [])
+      _ -> options
+    end
   end
 
   defp one_store(options) do

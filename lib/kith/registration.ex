@@ -3,7 +3,7 @@ defmodule Kith.Registration do
   # Who has keys here: making them, publishing those made elsewhere, handing out bundles.
 
   alias Kith.{Address, Archive, Error, Instance, Maintenance, PreKeyBundle, Telemetry}
-  alias Kith.Store.{Accounts, Prekeys}
+  alias Kith.Store.{Accounts, ArchivedMessages, Prekeys}
 
   # Ids have 24 bits in Signal's own clients.
   @max_prekey_id 0xFFFFFF
@@ -225,11 +225,14 @@ defmodule Kith.Registration do
 
   def unregister(instance, address) do
     Instance.transaction(instance, fn repo ->
+      threads = ArchivedMessages.threads(repo, address)
+
       case Accounts.delete_device(repo, address) do
         0 ->
           {{:error, Error.new(:not_registered)}, []}
 
         _ ->
+          ArchivedMessages.delete_unused_keys(repo, threads)
           Archive.put_away_all_with(instance, repo, address)
           {{:ok, :unregistered}, []}
       end

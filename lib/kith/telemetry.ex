@@ -22,7 +22,7 @@ defmodule Kith.Telemetry do
   | `[:kith, :prekeys, :generate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
   | `[:kith, :prekeys, :claim, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining`, `kyber_count`, `kyber_remaining` | the same, `result`, `reason` |
-  | `[:kith, :prekeys, :rotate, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+    | `[:kith, :prekeys, :rotate, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :prekeys, :rotate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
   | `[:kith, :prekeys, :stock]` | `one_time`, `kyber_one_time`, `signed_age`, `last_resort_age` | `instance`, `user_id`, `device_id`, `local` |
   | `[:kith, :prekeys, :total]` | `devices`, `low`, `one_time`, `kyber_one_time`, `signed_age`, `last_resort_age` | `instance`, `local` |
@@ -33,16 +33,25 @@ defmodule Kith.Telemetry do
   | `[:kith, :maintenance, :run, :start]` | `monotonic_time`, `system_time` | `instance`, `task` |
   | `[:kith, :maintenance, :run, :stop]` | `monotonic_time`, `duration`, `count`, `failed` | the same, `result`, `reason`, `claimed` |
   | `[:kith, :maintenance, :run, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
-  | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
+    | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
+  | `[:kith, :archive, :history, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :archive, :history, :stop]` | `monotonic_time`, `duration`, `messages`, `damaged`, `plaintext_size` | the same, `result`, `reason` |
+  | `[:kith, :archive, :history, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :shred, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
+  | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
+    | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
 
   ## Measurements
 
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
   together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
-  them that got an error. `sessions` counts the sessions established. `count` is how many one-time prekeys were
+  them that got an error. `sessions` counts the sessions established, or
+  those that start anew after a restored database. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
-  claim. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
+  claim. `messages` counts what a page has or what was shredded, `damaged` those of a page that do not open. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
   of last resort was.
 
   Those of maintenance are emitted in each pass (`Kith.maintain/1`). `:run` is one for each task: `count` is how many
@@ -60,6 +69,7 @@ defmodule Kith.Telemetry do
   whose prekey it is), `peer_id` and `peer_device_id` the other side; the device is `nil` where a user with all their
   devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
+    In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `function` is the name of the native function. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
@@ -70,7 +80,7 @@ defmodule Kith.Telemetry do
 
   ## Order
 
-  `:establish`, `:generate`, `:claim` and `:rotate` are emitted once their transaction is committed, with the times at
+    `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
   held, but for `[:kith, :nif, :panic]`, and for all events of a call inside the application's own transaction.
   """
@@ -79,7 +89,9 @@ defmodule Kith.Telemetry do
 
   @typedoc false
   # What happened inside a transaction, kept until it is committed.
-  @type recorded :: {[atom], started :: integer, finished :: integer, map, map, map}
+  @type recorded ::
+          {[atom], started :: {integer, integer}, finished :: integer, map, map, map}
+          | {[atom], measurements :: map, metadata :: map}
 
   @doc false
   def detect, do: :persistent_term.put(__MODULE__, Code.ensure_loaded?(:telemetry))
@@ -164,6 +176,8 @@ defmodule Kith.Telemetry do
     :ok
   end
 
+  defp emit_one({event, measurements, metadata}), do: execute(event, measurements, metadata)
+
   defp emit_one({event, {started, system_time}, finished, measurements, metadata, more}) do
     metadata = Map.put(metadata, :telemetry_span_context, make_ref())
     start(event, started, system_time, metadata)
@@ -184,11 +198,6 @@ defmodule Kith.Telemetry do
 
     execute(event ++ [:stop], measurements, metadata)
   end
-
-  @doc false
-  # An event that takes no time.
-  @spec event([atom], map, map) :: :ok
-  def event(event, measurements, metadata), do: execute(event, measurements, metadata)
 
   @doc false
   # The result part of :stop metadata.

@@ -485,6 +485,17 @@ defmodule Kith.MaintenanceTest do
       assert rows(kith, "SELECT peer_id FROM signal_recoveries") == [["new"]]
     end
 
+    test "messages of the archive go when their time is over" do
+      {kith, ahead} = start_clocked!(archive: [retention: 86_400])
+      converse!(kith, "anna", "ben")
+      assert [_, _, _] = Kith.history!(kith, "ben", {:direct, "anna"}).messages
+      travel(ahead, @day + 60)
+      assert Kith.history!(kith, "ben", {:direct, "anna"}).messages == []
+      assert %{messages: 6} = maintain!(kith)
+      assert rows(kith, "SELECT 1 FROM signal_archived_messages") == []
+      assert rows(kith, "SELECT 1 FROM signal_threads") == []
+    end
+
     test "what was deleted is not in the write-ahead log any more" do
       path = Path.join(tmp_dir!(), "kith.db")
       {kith, ahead} = start_clocked!(database: path)

@@ -26,7 +26,8 @@ defmodule Kith.OptionsTest do
                 replenish_below: 20,
                 prekey_grace_period: 604_800,
                 max_plaintext: 65_536,
-                max_attempts: 5
+                max_attempts: 5,
+                archive: false
               }} = Options.new(keys: @keys)
     end
 
@@ -57,6 +58,23 @@ defmodule Kith.OptionsTest do
             {:repo, nil, "expected :repo to be a module with query/3 and transaction/2, got: nil"}
           ] do
         assert {:error, ^message} = Options.new([{:keys, @keys}, {option, value}])
+      end
+    end
+
+    test "takes an archive with or without an end" do
+      for {given, archive} <- [
+            {true, []},
+            {[], []},
+            {false, false},
+            {[retention: nil], [retention: nil]},
+            {[retention: 86_400], [retention: 86_400]}
+          ],
+          do: assert({:ok, %{archive: ^archive}} = Options.new(keys: @keys, archive: given))
+
+      for wrong <- [nil, 5, [retention: 0], [retention: 1.5], [retain: 5], [retention: 1, x: 1]] do
+        assert {:error,
+                "expected :archive to be true, false or [retention: seconds] with 1 to " <> _} =
+                 Options.new(keys: @keys, archive: wrong)
       end
     end
 

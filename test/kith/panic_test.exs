@@ -5,12 +5,14 @@ defmodule Kith.PanicTest do
   alias Kith.{ChildVM, Native}
 
   @panics 1_000
+  @place %{position: 1, message_id: <<0::128>>, sender: {"bob", 1}, sent_at: 1, expires_at: nil}
   @unknown %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil}
 
   setup do
     {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
     {:ok, database} = Native.sqlite_open(:memory, :full, 0)
     {:ok, lease} = Native.sqlite_reset(database)
+    {:ok, thread_key} = Native.thread_create(vault, "thread")
     {alice, bob} = {device(vault, "alice"), device(vault, "bob")}
 
     on_exit(fn -> for {nif, _arity} <- nifs(), do: :ok = Native.panic_arm("#{nif}", 0) end)
@@ -20,6 +22,7 @@ defmodule Kith.PanicTest do
       database: database,
       lease: lease,
       account: alice.account,
+      thread: {"thread", thread_key},
       alice: alice,
       bob: bob,
       identity_key_pair: elem(Kith.Case.identity_key_pair(), 0),
@@ -34,6 +37,16 @@ defmodule Kith.PanicTest do
   defp call(:account_create, c), do: Native.account_create(c.vault, "alice")
   defp call(:self_seal, c), do: Native.self_seal(c.vault, c.account, "plaintext")
   defp call(:self_open, c), do: Native.self_open(c.vault, c.account, "sealed")
+  defp call(:thread_create, c), do: Native.thread_create(c.vault, "thread")
+
+  defp call(:archive_seal, c),
+    do: Native.archive_seal(c.vault, c.thread, {"alice", 1}, @place, "content")
+
+  defp call(:archive_open, c) do
+    rows = [{@place, "not sealed"}, :no_row]
+    Native.archive_open(c.vault, c.thread, {"alice", 1}, rows)
+  end
+
   defp call(:sqlite_open, _), do: Native.sqlite_open(:memory, :full, 0)
   defp call(:sqlite_reset, c), do: Native.sqlite_reset(c.database)
   defp call(:sqlite_commit, c), do: Native.sqlite_commit(c.database, c.lease)

@@ -40,11 +40,16 @@ defmodule Kith.SecretsTest do
     <<hexed::binary-32>> = for <<byte <- planted>>, into: <<>>, do: <<Bitwise.bxor(byte, 2)>>
     assert found?(printed, hexed), "the search misses a key in hexadecimal"
 
+    stored = for file <- [database, database <> "-wal"], File.exists?(file), do: File.read!(file)
     secrets = read_secrets(database, kek)
+    archived = read_archive(database, kek)
+    assert length(archived) > 50
+    for {_, _, _, plaintext} <- archived, do: assert(plaintext == @plaintext)
 
     for kind <- [
           :key_encryption_key,
           :data_key,
+          :thread_key,
           :identity_key,
           :prekey,
           :kyber_seed,
@@ -62,11 +67,15 @@ defmodule Kith.SecretsTest do
         ],
         do: assert(List.keymember?(secrets, kind, 0), "no #{kind} to look for")
 
-    for {kind, secret} <- secrets, {place, text} <- [crash_dump: dumped, output: printed] do
+    places = [crash_dump: dumped, output: printed] ++ Enum.map(stored, &{:database, &1})
+
+    for {kind, secret} <- secrets, {place, text} <- places do
       refute found?(text, secret), "a #{kind} is in the #{place}"
     end
 
     refute found?(printed, String.replace(@plaintext, " ", "")), "the plaintext was printed"
+    assert stored != []
+    for bytes <- stored, do: refute(found?(bytes, @plaintext), "the plaintext is in the database")
   end
 
   defp conversation(key_file, database, planted) do
@@ -87,22 +96,27 @@ defmodule Kith.SecretsTest do
     :persistent_term.put(Kith.Telemetry, true)
 
     show = fn term -> IO.inspect(term, limit: :infinity, printable_limit: :infinity) end
-    options = [name: :family, database: #{inspect(database)}, keys: [current: {"k1", {:file, #{inspect(key_file)}}}]]
+    options = [name: :family, archive: true, database: #{inspect(database)}, keys: [current: {"k1", {:file, #{inspect(key_file)}}}]]
     {:ok, supervisor} = Kith.start_link(options)
     show.(options)
     for user <- ~w(ada ben cleo), do: show.(Kith.register(:family, user))
     text = Enum.join(["the plaintext of a message,", "which is a term but never logged"], " ")
 
     envelopes =
-      for round <- 1..8, from <- ~w(ada ben cleo), {to, {:ok, envelope}} <- Kith.encrypt_group!(:family, from, ~w(ada ben cleo), text) do
+      for round <- 1..8, from <- ~w(ada ben cleo), {to, {:ok, envelope}} <- Kith.encrypt_group!(:family, from, ~w(ada ben cleo), text, thread: "family") do
         show.(envelope)
         # One round is late, so that keys of skipped messages are stored.
-        if round == 6, do: :late, else: ^text = Kith.decrypt!(:family, to, envelope)
+        if round == 6, do: :late, else: ^text = Kith.decrypt!(:family, to, envelope, thread: "family")
         {to, envelope}
       end
 
     {to, envelope} = hd(envelopes)
-    show.(Kith.decrypt(:family, to, envelope))
+    # Answered out of the archive.
+    show.(Kith.decrypt(:family, to, envelope) == {:ok, text})
+    show.(Kith.history(:family, "ada", "family", limit: 5))
+    show.(Kith.history(:family, "ada", "family", before: "no cursor"))
+    Kith.encrypt!(:family, "ada", "ben", text, thread: "shredded")
+    show.(Kith.shred(:family, "shredded"))
     show.(Kith.decrypt(:family, to, %{envelope | body: "damaged"}))
     show.(Kith.encrypt(:family, "ada", "nobody", text))
     show.(Kith.encrypt(:family, "ada", "ada", text))
@@ -127,7 +141,11 @@ defmodule Kith.SecretsTest do
 
     # Exceptions and the crash of a process, logged.
     for call <- [
-          fn -> Kith.decrypt!(:family, to, envelope) end,
+          fn -> Kith.decrypt!(:family, to, %{envelope | body: "damaged"}) end,
+          fn -> Kith.encrypt(:family, "ada", "ben", text, thread: {:not, text}) end,
+          fn -> Kith.encrypt(:family, "ada", "ben", text, expires_in: text) end,
+          fn -> Kith.encrypt_group(:family, "ada", ["ben"], text) end,
+          fn -> Kith.history(:family, {:not, text}, "family") end,
           fn -> hd(Kith.encrypt!(:family, "nobody", "ada", text)) end,
           fn -> Kith.encrypt(:family, :ada, "ben", text) end,
           fn -> Kith.encrypt(:family, "ada", "ben", {:not, text}) end,

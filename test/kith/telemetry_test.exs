@@ -30,6 +30,7 @@ defmodule Kith.TelemetryTest do
         one_time_prekeys: 5,
         one_time_kyber_prekeys: 2,
         replenish_below: 5,
+        archive: true,
         clock: clock
       )
 
@@ -44,10 +45,13 @@ defmodule Kith.TelemetryTest do
     register!(kith, ~w(anna ben cleo))
     first = encrypt_one!(kith, "anna", "ben", "hello")
     Kith.decrypt!(kith, "ben", first)
-    {:error, _} = Kith.decrypt(kith, "ben", first)
+    {:ok, _} = Kith.decrypt(kith, "ben", first)
     {:error, _} = Kith.decrypt(kith, "ben", <<1, "junk">>)
     {:error, _} = Kith.encrypt(kith, "anna", "nobody", "hello")
-    Kith.encrypt_group!(kith, "anna", ~w(ben cleo nobody), "hello")
+    Kith.encrypt_group!(kith, "anna", ~w(ben cleo nobody), "hello", thread: "family")
+    Kith.history!(kith, "ben", {:direct, "anna"})
+    {:error, _} = Kith.history(kith, "nobody", "family")
+    Kith.shred!(kith, "family")
     Kith.replenish!(kith, "ben")
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
@@ -59,7 +63,9 @@ defmodule Kith.TelemetryTest do
           [:session, :encrypt],
           [:session, :decrypt],
           [:group, :encrypt],
-          [:maintenance, :run]
+          [:maintenance, :run],
+          [:archive, :history],
+          [:archive, :shred]
         ] do
       # Nothing in Kith raises inside a span; a bug would.
       metadata = start_metadata(kith, [:kith | name])
@@ -116,6 +122,7 @@ defmodule Kith.TelemetryTest do
 
     {:error, _} = Kith.decrypt(kith, "ben", %{envelope | body: corrupt(envelope.body, 10)})
     assert "hello" = Kith.decrypt!(kith, "ben", envelope)
+    Kith.shred!(kith, {:direct, "anna", "ben"})
     {:error, _} = Kith.decrypt(kith, "ben", envelope)
     {:error, _} = Kith.decrypt(kith, "ben", <<1, "junk">>)
     events = received(kith)
@@ -136,7 +143,8 @@ defmodule Kith.TelemetryTest do
   test "a fan-out is one span with its counts", %{kith: kith} do
     register!(kith, ~w(anna ben cleo))
     received(kith)
-    results = Kith.encrypt_group!(kith, "anna", ~w(anna ben cleo nobody), "hello")
+    members = ~w(anna ben cleo nobody)
+    results = Kith.encrypt_group!(kith, "anna", members, "hello", thread: "family")
     size = for({_, {:ok, envelope}} <- results, do: byte_size(envelope.body)) |> Enum.sum()
     events = received(kith)
 
@@ -244,6 +252,52 @@ defmodule Kith.TelemetryTest do
              )
   end
 
+  test "the archive says how much it showed, what it answered a second time and what it shredded",
+       %{kith: kith} do
+    register!(kith, ~w(anna ben))
+    [envelope] = Kith.encrypt!(kith, "anna", "ben", "hello")
+    "hello" = Kith.decrypt!(kith, "ben", envelope)
+    received(kith)
+
+    "hello" = Kith.decrypt!(kith, "ben", envelope)
+    events = received(kith)
+
+    assert [
+             {_, %{count: 1},
+              %{
+                user_id: "ben",
+                device_id: 1,
+                peer_id: "anna",
+                peer_device_id: 1,
+                reason: :duplicate
+              }}
+           ] = events(events, [:archive, :redelivery])
+
+    # To whoever called it is as the first.
+    assert [{_, %{plaintext_size: 5}, %{result: :ok, reason: nil}}] =
+             events(events, [:session, :decrypt, :stop])
+
+    sql!(kith, "UPDATE signal_archived_messages SET sent_at = 1 WHERE user_id = 'ben'")
+    send!(kith, "anna", "ben", "hello again")
+    received(kith)
+    Kith.history!(kith, "ben", {:direct, "anna"})
+
+    assert [
+             {_, %{messages: 2, damaged: 1, plaintext_size: 11},
+              %{user_id: "ben", device_id: 1, result: :ok, reason: nil}}
+           ] = events(received(kith), [:archive, :history, :stop])
+
+    Kith.history(kith, "ben", {:direct, "anna"}, before: "x")
+
+    assert [{_, %{messages: 0}, %{result: :error, reason: :malformed}}] =
+             events(received(kith), [:archive, :history, :stop])
+
+    Kith.shred!(kith, {:direct, "anna", "ben"})
+
+    assert [{_, %{messages: 4}, %{result: :ok, reason: nil}}] =
+             events(received(kith), [:archive, :shred, :stop])
+  end
+
   test "what was rolled back is not reported", %{kith: kith} do
     register!(kith, ~w(anna ben))
     received(kith)
@@ -298,6 +352,7 @@ defmodule Kith.TelemetryTest do
     for _ <- 1..3, do: send!(kith, "anna", "ben", "secret words")
     send!(kith, "ben", "anna", "secret words")
     encrypt_one!(kith, "anna", "anna", "secret words")
+    Kith.history!(kith, "anna", {:direct, "ben"})
 
     for {_, measurements, metadata} <- received(kith),
         map <- [measurements, metadata],
@@ -312,7 +367,10 @@ defmodule Kith.TelemetryTest do
     on_exit(fn -> Telemetry.detect() end)
     register!(kith, ~w(anna ben))
     assert send!(kith, "anna", "ben", "hello") == "hello"
-    assert [{{"ben", 1}, {:ok, _}}] = Kith.encrypt_group!(kith, "anna", ["ben"], "hello")
+
+    assert [{{"ben", 1}, {:ok, _}}] =
+             Kith.encrypt_group!(kith, "anna", ["ben"], "hello", thread: "t")
+
     assert received(kith) == []
   end
 

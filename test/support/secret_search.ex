@@ -5,16 +5,19 @@ defmodule Kith.SecretSearch do
   alias Kith.StateReader
 
   @doc "The secrets of a database, of an instance that has stopped."
-  def read_secrets(database, kek) do
+  def read_secrets(database, kek), do: StateReader.secrets(reader(database), kek)
+
+  @doc "The messages of its archive."
+  def read_archive(database, kek), do: StateReader.archived_messages(reader(database), kek)
+
+  defp reader(database) do
     {:ok, server} = Kith.SQLite.start_link(path: database)
     handle = Kith.SQLite.handle(server)
 
-    query = fn sql ->
+    fn sql ->
       {:ok, %{rows: rows}} = Kith.SQLite.query(handle, sql)
       rows
     end
-
-    StateReader.secrets(query, kek)
   end
 
   @doc """

@@ -10,16 +10,50 @@ defmodule Kith.StateReader do
     data_keys =
       for [user, wrapped] <- query.("SELECT user_id, data_key FROM signal_accounts"),
           into: %{},
-          do: {user, open_data_key(kek, user, wrapped)}
+          do: {user, open_data_key(kek, ["data-key", user], wrapped)}
 
     [{:key_encryption_key, kek}] ++
       for({_user, key} <- data_keys, do: {:data_key, key}) ++
+      for({_thread, key} <- thread_keys(query, kek), do: {:thread_key, key}) ++
       identities(query, data_keys) ++
       prekeys(query, data_keys) ++
       sessions(query, data_keys) ++
       braids(query, data_keys) ++
       archived_sessions(query, data_keys) ++
       entries(query, data_keys)
+  end
+
+  defp thread_keys(query, kek) do
+    for [thread, wrapped] <- query.("SELECT thread_id, data_key FROM signal_threads"),
+        into: %{},
+        do: {thread, open_data_key(kek, ["thread-key", thread], wrapped)}
+  end
+
+  @doc "Every message of the archive: `{owner, thread, recipients, plaintext}`."
+  def archived_messages(query, kek) do
+    keys = thread_keys(query, kek)
+
+    for [user, device, thread, position, id, peer, peer_device, sent_at, expires_at, sealed] <-
+          query.("""
+          SELECT user_id, device_id, thread_id, position, message_id, peer_id, peer_device_id, sent_at, expires_at,
+            content
+          FROM signal_archived_messages
+          """) do
+      fields = ["archived-message", user, device, thread, position, id, peer, peer_device]
+      # What is not there is empty.
+      fields = Enum.map(fields ++ [sent_at, expires_at], &(&1 || ""))
+      <<1, count::32, rest::binary>> = open_row(keys[thread], fields, sealed)
+      {recipients, plaintext} = recipients(count, rest)
+      {{user, device}, thread, recipients, plaintext}
+    end
+  end
+
+  defp recipients(0, plaintext), do: {[], plaintext}
+
+  defp recipients(count, <<size, rest::binary>>) do
+    <<device, after_it::binary>> = from(rest, size)
+    {others, plaintext} = recipients(count - 1, after_it)
+    {[{binary_part(rest, 0, size), device} | others], plaintext}
   end
 
   defp identities(query, keys) do
@@ -209,10 +243,10 @@ defmodule Kith.StateReader do
 
   defp flag?(flags, flag), do: Bitwise.band(flags, flag) != 0
 
-  @doc "The data key of a user."
-  def open_data_key(kek, user, <<1, 0x10, _id::64, n, rest::binary>> = wrapped) do
+  @doc "The data key of a user or a thread."
+  def open_data_key(kek, fields, <<1, 0x10, _id::64, n, rest::binary>> = wrapped) do
     <<nonce::binary-12, encrypted::binary-32, tag::binary-16>> = from(rest, n)
-    aad = binary_part(wrapped, 0, 11 + n) <> context(["data-key", user])
+    aad = binary_part(wrapped, 0, 11 + n) <> context(fields)
     open(kek, nonce, encrypted, tag, aad)
   end
 

@@ -3,14 +3,18 @@ defmodule Kith.Instance.Keeper do
   # Makes the instance known under its name once its database is ready, and keeps it known.
   use GenServer
 
-  alias Kith.{Instance, Migration}
+  alias Kith.{Installation, Instance, Migration}
 
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
   def init({options, vault, repo}) do
     instance = %Instance{name: options.name, repo: repo, vault: vault, options: options}
 
+    # So that terminate/2 is called.
+    Process.flag(:trap_exit, true)
+
     with :ok <- migrated(options, repo),
+         {:ok, _found, instance} <- Installation.check(instance),
          {:ok, _} <- Instance.register(instance) do
       {:ok, instance}
     else
@@ -21,6 +25,13 @@ defmodule Kith.Instance.Keeper do
   # The embedded database is ours alone. A repository is migrated by the application that owns it.
   defp migrated(%{repo: nil}, repo), do: Migration.run(repo)
   defp migrated(_options, repo), do: Migration.verify(repo)
+
+  # A copy that was made while this ran is older than what is left behind.
+  def terminate(reason, instance)
+      when reason in [:normal, :shutdown] or (is_tuple(reason) and elem(reason, 0) == :shutdown),
+      do: Installation.refresh(instance)
+
+  def terminate(_crash, _instance), do: :ok
 
   # Redacts what a crash report would print. A callback since OTP 25, of which Elixir 1.14 does not know yet: so no
   # function here says @impl.

@@ -14,29 +14,35 @@ defmodule Kith.Store.Accounts do
           next_kyber_prekey_id: pos_integer
         }
 
-  @device """
-  SELECT i.user_id, i.device_id, a.data_key, i.registration_id, i.public_key, i.private_key_encrypted,
-    i.next_prekey_id, i.next_kyber_prekey_id
+  @columns """
+  i.user_id, i.device_id, a.data_key, i.registration_id, i.public_key, i.private_key_encrypted,
+  i.next_prekey_id, i.next_kyber_prekey_id
+  """
+
+  @from """
   FROM kith.signal_identity_keys i LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
   """
 
   @doc "The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere."
   @spec device(Repo.repo(), Address.t()) :: nil | device
   def device(repo, {user, device}) do
-    sql = "#{@device} WHERE i.user_id = $1 AND i.device_id = $2"
+    sql = "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2"
     for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
   end
 
   @doc "The keys of all devices of some users, by address."
   @spec devices(Repo.repo(), [Address.user()]) :: %{Address.t() => device}
-  def devices(_repo, []), do: %{}
+  def devices(repo, users), do: elem(devices_at(repo, users, "NULL"), 0)
 
-  def devices(repo, users) do
-    sql = "#{@device} WHERE i.user_id IN (#{SQL.list(1, length(users))})"
+  @doc "The same, with what an expression of SQL says at that moment, or nil where there is no device."
+  @spec devices_at(Repo.repo(), [Address.user()], String.t()) :: {%{Address.t() => device}, term}
+  def devices_at(repo, users, expression) do
+    sql =
+      "SELECT #{expression}, #{@columns} #{@from} WHERE i.user_id IN (#{SQL.list(1, length(users))})"
 
-    for [user, device | row] <- Repo.rows(repo, sql, users),
-        into: %{},
-        do: {{user, device}, row(row)}
+    rows = Repo.rows(repo, sql, users)
+    said = with [[said | _] | _] <- rows, do: said, else: ([] -> nil)
+    {for([_, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}), said}
   end
 
   defp row([data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]) do

@@ -242,6 +242,30 @@ defmodule Kith.Store.Prekeys do
     Repo.execute(repo, sql, [user, device, before])
   end
 
+  @doc """
+  Hands out none of the one-time prekeys there are any more, and gives new ones other ids than those of before.
+
+  They still open what was made from them.
+  """
+  def withdraw_all(repo, now) do
+    sql = """
+    UPDATE kith.signal_prekeys SET claimed_at = $1
+    WHERE kind IN ('one_time', 'kyber_one_time') AND #{@in_stock} AND private_key_encrypted IS NOT NULL
+    """
+
+    Repo.execute(repo, sql, [now])
+
+    # As far as anyone can have come since; ids have 24 bits.
+    sql = """
+    UPDATE kith.signal_identity_keys SET
+      next_prekey_id = CASE WHEN next_prekey_id > 15000000 THEN 1 ELSE next_prekey_id + 1000000 END,
+      next_kyber_prekey_id =
+        CASE WHEN next_kyber_prekey_id > 15000000 THEN 1 ELSE next_kyber_prekey_id + 1000000 END
+    """
+
+    Repo.execute(repo, sql, [])
+  end
+
   @doc "Deletes the Kyber prekeys of a device that has none any more."
   def delete_kyber(repo, {user, device}) do
     sql = """

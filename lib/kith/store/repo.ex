@@ -60,6 +60,10 @@ defmodule Kith.Store.Repo do
     :ok
   end
 
+  @doc "An expression of PostgreSQL: the timeline that is written, 8 hexadecimal digits."
+  @spec timeline() :: String.t()
+  def timeline, do: "SUBSTRING(pg_walfile_name(pg_current_wal_lsn()) FROM 1 FOR 8)"
+
   @spec rows(repo, String.t(), [param]) :: [[term]]
   def rows(repo, sql, params), do: query!(repo, sql, params).rows || []
 

@@ -13,6 +13,7 @@ mod seam;
 mod session;
 mod sqlite;
 mod terms;
+mod thread;
 mod vault;
 
 use rustler::{Env, Term};

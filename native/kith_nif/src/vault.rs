@@ -24,10 +24,23 @@ impl Resource for Vault {}
 /// A user and the user's wrapped data key, as every call about an account brings them.
 pub(crate) type Account<'a> = (Binary<'a>, Binary<'a>);
 
+/// A thread and its wrapped data key.
+pub(crate) type Thread<'a> = (Binary<'a>, Binary<'a>);
+
 impl Vault {
     /// Opens the data key of an account.
     pub(crate) fn account_key(&self, (user, wrapped): &Account<'_>) -> Result<DataKey, Reason> {
         Ok(self.0.open_data_key(&account_context(user), wrapped)?)
+    }
+
+    /// Opens the data key of a thread.
+    pub(crate) fn thread_key(&self, (thread, wrapped): &Thread<'_>) -> Result<DataKey, Reason> {
+        Ok(self.0.open_data_key(&thread_context(thread), wrapped)?)
+    }
+
+    /// Draws a data key and wraps it for a place.
+    pub(crate) fn create_key(&self, context: &Context) -> Result<Vec<u8>, Reason> {
+        Ok(self.0.create_data_key(&mut SysRng, context)?)
     }
 }
 
@@ -43,6 +56,10 @@ pub(crate) fn user<'a>((user, _): &'a Account<'_>) -> Result<&'a str, Reason> {
 
 fn account_context(user: &Binary<'_>) -> Context {
     Context::new("data-key").bytes(user.as_slice())
+}
+
+pub(crate) fn thread_context(thread: &Binary<'_>) -> Context {
+    Context::new("thread-key").bytes(thread.as_slice())
 }
 
 fn self_context(user: &Binary<'_>) -> Context {
@@ -118,10 +135,7 @@ fn source_of((kind, value): (Atom, Binary<'_>)) -> NifResult<Source> {
 #[rustler::nif(schedule = "DirtyCpu")]
 fn account_create<'a>(env: Env<'a>, vault: ResourceArc<Vault>, user: Binary<'a>) -> Term<'a> {
     seam::call(env, "account_create", || {
-        let wrapped = vault
-            .0
-            .create_data_key(&mut SysRng, &account_context(&user))?;
-        Ok::<_, Reason>(Bytes(wrapped))
+        vault.create_key(&account_context(&user)).map(Bytes)
     })
 }
 

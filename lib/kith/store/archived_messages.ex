@@ -1,0 +1,216 @@
+defmodule Kith.Store.ArchivedMessages do
+  @moduledoc false
+  # signal_threads and signal_archived_messages: the data keys of conversations and what is sealed under them.
+
+  alias Kith.Address
+  alias Kith.Store.{Repo, SQL}
+
+  # SQLite keeps anything in any column. What cannot have been written here is left out: it has no place in the order
+  # of the others, and nobody could page past it. Its blobs come after all else, so $6 is an empty one.
+  @well_formed "CAST(position AS BIGINT) = position AND position >= 0 AND length(message_id) = 16 AND message_id >= $6"
+  @alive "(expires_at IS NULL OR expires_at > $3)"
+
+  @type key :: {position :: non_neg_integer, message_id :: binary}
+
+  @typedoc "Everything of a row but the content, whose it is and in which thread."
+  @type place :: %{
+          position: non_neg_integer,
+          message_id: binary,
+          sender: nil | Address.t(),
+          sent_at: nil | integer,
+          expires_at: nil | integer
+        }
+
+  @doc """
+  The wrapped data key of a thread, which nobody can delete before the transaction is over.
+  """
+  @spec data_key(Repo.repo(), String.t()) :: nil | binary
+  def data_key(repo, thread) do
+    # Not FOR UPDATE: those who write into one thread do not wait for each other.
+    lock = if Repo.dialect(repo) == :postgres, do: " FOR KEY SHARE", else: ""
+    sql = "SELECT data_key FROM kith.signal_threads WHERE thread_id = $1" <> lock
+
+    case Repo.rows(repo, sql, [thread]) do
+      [] -> nil
+      [[data_key]] -> data_key
+    end
+  end
+
+  @doc "Keeps the data key that is there, should another process have been faster."
+  def insert_thread(repo, thread, data_key, now) do
+    sql = """
+    INSERT INTO kith.signal_threads (thread_id, data_key, created_at) VALUES ($1, $2, $3)
+    ON CONFLICT (thread_id) DO NOTHING
+    """
+
+    Repo.execute(repo, sql, [thread, {:blob, data_key}, now])
+  end
+
+  @doc "A message that is there already stays as it is."
+  @spec insert(Repo.repo(), Address.t(), String.t(), place, binary) :: non_neg_integer
+  def insert(repo, {user, device}, thread, place, content) do
+    {peer, peer_device} = place.sender || {nil, nil}
+
+    sql = """
+    INSERT INTO kith.signal_archived_messages
+      (user_id, device_id, thread_id, position, message_id, peer_id, peer_device_id, sent_at,
+       expires_at, content)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    ON CONFLICT (user_id, device_id, message_id) DO NOTHING
+    """
+
+    Repo.execute(repo, sql, [
+      user,
+      device,
+      thread,
+      place.position,
+      {:blob, place.message_id},
+      peer,
+      peer_device,
+      place.sent_at,
+      place.expires_at,
+      {:blob, content}
+    ])
+  end
+
+  @doc "`{thread, data_key, place, content}` of the message of a device with an id: none, or one."
+  def find(repo, {user, device}, message_id, now) do
+    sql = """
+    #{select()} WHERE user_id = $1 AND device_id = $2 AND #{@alive} AND message_id = $4
+    """
+
+    opened(Repo.rows(repo, sql, [user, device, now, {:blob, message_id}]))
+  end
+
+  @doc "The same of what a device itself sent at a time, the newest first, at most `limit`."
+  def sent(repo, {user, device}, sent_at, now, limit) do
+    sql = """
+    #{select()}
+    WHERE user_id = $1 AND device_id = $2 AND #{@alive} AND peer_id IS NULL AND sent_at = $4
+    ORDER BY position DESC, message_id DESC LIMIT $5
+    """
+
+    opened(Repo.rows(repo, sql, [user, device, now, sent_at, limit]))
+  end
+
+  @doc """
+  `{position, message id, size of the content}` of the newest messages of a device in a thread, or of those before a
+  key, the newest first.
+  """
+  @spec sizes(Repo.repo(), Address.t(), String.t(), nil | key, integer, pos_integer) :: [list]
+  def sizes(repo, {user, device}, thread, before, now, limit) do
+    {range, params} = before("$7", "$8", before)
+
+    sql = """
+    SELECT position, message_id, length(content) FROM kith.signal_archived_messages
+    WHERE user_id = $1 AND device_id = $2 AND thread_id = $4 AND #{@well_formed} AND #{@alive} #{range}
+    ORDER BY position DESC, message_id DESC LIMIT $5
+    """
+
+    Repo.rows(repo, sql, [user, device, now, thread, limit, {:blob, ""} | params])
+  end
+
+  @doc "As find/4: the messages of a device in a thread from one key on, those before another key, the newest first."
+  def page(repo, {user, device}, thread, {position, message_id}, before, now, limit) do
+    {range, params} = before("$9", "$10", before)
+
+    sql = """
+    #{select()}
+    WHERE user_id = $1 AND device_id = $2 AND m.thread_id = $4 AND #{@well_formed} AND #{@alive}
+      AND (position, message_id) >= ($7, $8) #{range}
+    ORDER BY position DESC, message_id DESC LIMIT $5
+    """
+
+    from = [position, {:blob, message_id}]
+    params = [user, device, now, thread, limit, {:blob, ""}] ++ from ++ params
+    opened(Repo.rows(repo, sql, params))
+  end
+
+  defp before(_position, _message_id, nil), do: {"", []}
+
+  defp before(position, message_id, {at, id}),
+    do: {"AND (position, message_id) < (#{position}, #{message_id})", [at, {:blob, id}]}
+
+  # The key comes with the rows: a thread that is shredded and begun anew between two statements has another one.
+  defp select do
+    """
+    SELECT m.thread_id, t.data_key, position, message_id, peer_id, peer_device_id, sent_at, expires_at, content
+    FROM kith.signal_archived_messages m LEFT JOIN kith.signal_threads t ON t.thread_id = m.thread_id
+    """
+  end
+
+  defp opened(rows) do
+    for [thread, data_key, position, message_id, peer, peer_device, sent_at, expires_at, content] <-
+          rows do
+      place = %{
+        position: position,
+        message_id: message_id,
+        sender: if(peer == nil and peer_device == nil, do: nil, else: {peer, peer_device}),
+        sent_at: sent_at,
+        expires_at: expires_at
+      }
+
+      {thread, data_key, place, content}
+    end
+  end
+
+  @doc "The threads a device has messages in."
+  @spec threads(Repo.repo(), Address.t()) :: [String.t()]
+  def threads(repo, {user, device}) do
+    sql = """
+    SELECT DISTINCT thread_id FROM kith.signal_archived_messages
+    WHERE user_id = $1 AND device_id = $2
+    """
+
+    for [thread] <- Repo.rows(repo, sql, [user, device]), do: thread
+  end
+
+  @doc "Deletes at most `limit` messages whose time is over and returns the thread of each."
+  @spec delete_expired(Repo.repo(), integer, pos_integer) :: [String.t()]
+  def delete_expired(repo, now, limit) do
+    sql = """
+    DELETE FROM kith.signal_archived_messages WHERE (user_id, device_id, message_id) IN (
+      SELECT user_id, device_id, message_id FROM kith.signal_archived_messages
+      WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2#{Repo.skip_locked(repo)}
+    )
+    RETURNING thread_id
+    """
+
+    for [thread] <- Repo.rows(repo, sql, [now, limit]), do: thread
+  end
+
+  @doc "Deletes those of the data keys under which nothing is left."
+  @spec delete_unused_keys(Repo.repo(), [String.t()]) :: :ok
+  def delete_unused_keys(repo, threads) do
+    for chunk <- SQL.chunks(threads |> Enum.uniq() |> Enum.sort()) do
+      list = SQL.list(1, length(chunk))
+
+      # Who has read a key is about to write under it: its message is seen by the statement after this one.
+      Repo.lock_rows(
+        repo,
+        "SELECT 1 FROM kith.signal_threads WHERE thread_id IN (#{list}) ORDER BY thread_id",
+        chunk
+      )
+
+      sql = """
+      DELETE FROM kith.signal_threads WHERE thread_id IN (#{list}) AND NOT EXISTS (
+        SELECT 1 FROM kith.signal_archived_messages m
+        WHERE m.thread_id = kith.signal_threads.thread_id
+      )
+      """
+
+      Repo.execute(repo, sql, chunk)
+    end
+
+    :ok
+  end
+
+  @doc "Deletes the data key of a thread, then its messages, and returns how many there were."
+  @spec delete_thread(Repo.repo(), String.t()) :: non_neg_integer
+  def delete_thread(repo, thread) do
+    # In this order: it waits for those who are writing under the key, and then sees what they wrote.
+    Repo.execute(repo, "DELETE FROM kith.signal_threads WHERE thread_id = $1", [thread])
+
+    Repo.execute(repo, "DELETE FROM kith.signal_archived_messages WHERE thread_id = $1", [thread])
+  end
+end
