@@ -22,7 +22,7 @@ defmodule Kith.Telemetry do
   | `[:kith, :prekeys, :generate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
   | `[:kith, :prekeys, :claim, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining`, `kyber_count`, `kyber_remaining` | the same, `result`, `reason` |
-    | `[:kith, :prekeys, :rotate, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :prekeys, :rotate, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :prekeys, :rotate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
   | `[:kith, :prekeys, :stock]` | `one_time`, `kyber_one_time`, `signed_age`, `last_resort_age` | `instance`, `user_id`, `device_id`, `local` |
   | `[:kith, :prekeys, :total]` | `devices`, `low`, `one_time`, `kyber_one_time`, `signed_age`, `last_resort_age` | `instance`, `local` |
@@ -33,7 +33,7 @@ defmodule Kith.Telemetry do
   | `[:kith, :maintenance, :run, :start]` | `monotonic_time`, `system_time` | `instance`, `task` |
   | `[:kith, :maintenance, :run, :stop]` | `monotonic_time`, `duration`, `count`, `failed` | the same, `result`, `reason`, `claimed` |
   | `[:kith, :maintenance, :run, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
-    | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
+  | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
   | `[:kith, :archive, :history, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :archive, :history, :stop]` | `monotonic_time`, `duration`, `messages`, `damaged`, `plaintext_size` | the same, `result`, `reason` |
   | `[:kith, :archive, :history, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
@@ -41,7 +41,7 @@ defmodule Kith.Telemetry do
   | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
   | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
-    | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
+  | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
 
   ## Measurements
 
@@ -69,7 +69,7 @@ defmodule Kith.Telemetry do
   whose prekey it is), `peer_id` and `peer_device_id` the other side; the device is `nil` where a user with all their
   devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
-    In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
+  In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `function` is the name of the native function. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
@@ -80,7 +80,7 @@ defmodule Kith.Telemetry do
 
   ## Order
 
-    `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
+  `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
   held, but for `[:kith, :nif, :panic]`, and for all events of a call inside the application's own transaction.
   """
