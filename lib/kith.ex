@@ -70,6 +70,9 @@ defmodule Kith do
     * `:expires_in` - seconds after which this copy disappears, from now on. The other sides decide for theirs. It does not
       outlive the retention of the instance.
 
+  What another device of the same user has sent arrives in an envelope to this one, which does not say for whom it
+  was: give `:thread` to `decrypt/4`, or it is kept in the user's thread with themselves.
+
   Each device has a history of its own. What disappeared is in neither the history nor the answer to a second delivery, from
   the moment its time is over, and is deleted soon after.
 
@@ -100,6 +103,7 @@ defmodule Kith do
     Options,
     Peers,
     PreKeyBundle,
+    Recovery,
     Registration
   }
 
@@ -138,6 +142,8 @@ defmodule Kith do
     encrypt_group: [:from, :members, :plaintext, :options],
     decrypt: [:to, :envelope],
     decrypt: [:to, :envelope, :options],
+    recover: [:to, :envelope, :error],
+    resend: [:to, :report],
     history: [:address, :thread],
     history: [:address, :thread, :options],
     shred: [:thread],
@@ -410,6 +416,59 @@ defmodule Kith do
   def decrypt(name, to, envelope, options \\ []) do
     options = copy_options!(options)
     Messages.decrypt(Instance.fetch!(name), Address.recipient!(to), envelope, options)
+  end
+
+  @doc """
+  Heals what can be healed after `decrypt/4` failed, and returns the envelopes to deliver: a report, or none.
+
+      with {:error, error} <- MyApp.Kith.decrypt("ben", envelope),
+           {:ok, reports} <- MyApp.Kith.recover("ben", envelope, error),
+           do: for(report <- reports, do: deliver(report.to, report))
+
+  A report is Signal's decryption-error message: it tells the sender's device which message did not open, by its
+  timestamp and ratchet key. There, `resend/3` starts a new session and sends the message again.
+
+  | error | what is done here |
+  | --- | --- |
+  | `:session_not_found`, `:unknown_prekey` | reported |
+  | `:tampered`, `:out_of_sync` | reported; the own session may be an older one than the sender's, so the next message to them starts a new one |
+  | `:corrupted_state` | the same, and a session that does not open is put away |
+  | `:duplicate` | nothing. With `:archive`, whose answer to a second delivery is the message itself, this one was never seen and its key is used: reported |
+  | all others | the error is returned: people (`:untrusted_identity`) or operators have to act |
+
+  At most `:recovery_limit` messages of one peer are reported in an hour; after that the list is empty. Errors besides
+  the one that was given: `:not_registered`, `:malformed` for an envelope that is none or another device's, and those of
+  the machinery.
+  """
+  @spec recover(name, Address.given(), Envelope.t() | binary, Error.t()) :: result([Envelope.t()])
+  def recover(name, to, envelope, %Error{} = error) do
+    instance = Instance.fetch!(name)
+
+    with {:ok, to, envelope} <- Messages.addressed(Address.recipient!(to), envelope),
+         do: Recovery.recover(instance, to, envelope, error)
+  end
+
+  @doc """
+  Answers a report: an envelope of the type `:report`, which says that a message of this device did not open.
+
+  When it was sent in the session there is now, the next message to the peer starts a new one (`:renewed`). Where
+  `:archive` has the message and it is not older than `:resend_window`, it is encrypted again for the device that
+  reported it, if it was one of its recipients: `:envelopes` are to be delivered. They have the timestamp of the message,
+  and so has the archive of the recipient. Where the list is empty the application, which knows the message by
+  `:timestamp`, may send it again itself.
+
+  A report proves nothing about who made it. It cannot cause more than new sessions and messages to those they were for,
+  `:recovery_limit` times an hour for each peer; after that nothing is done.
+
+  Errors: `:malformed` for what is no report to this device, those of `encrypt/5`.
+  """
+  @spec resend(name, Address.given(), Envelope.t() | binary) ::
+          result(%{timestamp: non_neg_integer, renewed: boolean, envelopes: [Envelope.t()]})
+  def resend(name, to, report) do
+    instance = Instance.fetch!(name)
+
+    with {:ok, to, report} <- Messages.addressed(Address.recipient!(to), report),
+         do: Recovery.resend(instance, to, report)
   end
 
   @doc """

@@ -92,9 +92,9 @@ defmodule Kith.Messages do
       with {:ok, device} <- Registration.fetch_local(repo, address),
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
-        now = Instance.now(instance)
-        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, now)
-        {{:ok, [%{Envelope.new(address, address, :self, body) | timestamp: now}]}, []}
+        timestamp = Instance.timestamp(instance)
+        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, timestamp)
+        {{:ok, [Envelope.new(address, address, :self, body, timestamp)]}, []}
       else
         error -> {error, []}
       end
@@ -179,6 +179,7 @@ defmodule Kith.Messages do
   # Sorted, so that two fan-outs lock the rows they share in one order.
   defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, {whole, target}) do
     now = Instance.now(instance)
+    timestamp = Instance.timestamp(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
@@ -211,8 +212,8 @@ defmodule Kith.Messages do
         write(repo, from, rows, sent, now)
         released = release(repo, claimed, sent)
         renew_damaged(repo, from, sent, now)
-        keep_copy(instance, repo, from, target, sent, plaintext, now)
-        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], now)})
+        keep_copy(instance, repo, from, target, sent, plaintext, timestamp)
+        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], timestamp)})
         claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
         {{:ok, {results, claimed}}, claims ++ first ++ second}
 
@@ -222,16 +223,16 @@ defmodule Kith.Messages do
         end)
 
         renew_damaged(repo, from, sent, now)
-        {envelope(instance, from, peer, sent[peer], now), first ++ second}
+        {envelope(instance, from, peer, sent[peer], timestamp), first ++ second}
     end
   end
 
   # Nobody may be in the group yet: what is said in it has been said. What reached none of them has not.
-  defp keep_copy(instance, repo, from, target, sent, plaintext, now) do
+  defp keep_copy(instance, repo, from, target, sent, plaintext, timestamp) do
     served = for {peer, {:ok, _}} <- sent, do: peer
 
     if served != [] or sent == %{},
-      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, now)
+      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, timestamp)
   end
 
   # Whoever has to be reached and is not.
@@ -350,7 +351,7 @@ defmodule Kith.Messages do
     end
   end
 
-  defp envelope(_instance, from, to, {:ok, result}, now) do
+  defp envelope(_instance, from, to, {:ok, result}, timestamp) do
     {:ok,
      %Envelope{
        from: from,
@@ -358,12 +359,12 @@ defmodule Kith.Messages do
        type: result.type,
        body: result.body,
        version: result.version,
-       timestamp: now,
+       timestamp: timestamp,
        session_id: result.session_id
      }}
   end
 
-  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _now) do
+  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _timestamp) do
     why =
       if instance.options.minimum_version == 4,
         do: "they have no Kyber prekey, which :minimum_version asks for",
@@ -372,7 +373,7 @@ defmodule Kith.Messages do
     {:error, Error.new(:unsupported_version, why)}
   end
 
-  defp envelope(_instance, _from, to, {:error, reason}, _now),
+  defp envelope(_instance, _from, to, {:error, reason}, _timestamp),
     do: {:error, Error.new(reason, unreached(to, reason))}
 
   defp unreached({_, 1}, _reason), do: nil
@@ -405,6 +406,11 @@ defmodule Kith.Messages do
   defp parse(_other),
     do:
       raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
+
+  @doc "An envelope or its binary form, and the device it is for when a user was asked for."
+  def addressed(to, given) do
+    with {:ok, envelope} <- parse(given), do: {:ok, addressee(to, {:ok, envelope}), envelope}
+  end
 
   # Whoever asks for a user opens what any of their devices gets.
   defp addressee({_, _} = address, _parsed), do: address

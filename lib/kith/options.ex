@@ -47,6 +47,10 @@ defmodule Kith.Options do
       sooner. With 0 it is deleted with the message that used it. Default 604,800 (7 days).
     * `:refresh_after` - seconds without a message from a peer after which the next message to them starts a new
       session, so that one that only one side uses does not stay unhealed. Default 2,592,000 (30 days).
+    * `:resend_window` - seconds after which a message is not sent again, though its recipient reports that it did not
+      open. Default 86,400 (1 day). It takes `:archive`.
+    * `:recovery_limit` - how many messages of one peer a device reports in an hour, and how many reports of one peer it
+      answers. Reports are not authenticated; this bounds what a forger can cause. Default 20.
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
     * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
       here. An envelope says who it is from, and only keys known here can tell whether that is so.
@@ -104,6 +108,8 @@ defmodule Kith.Options do
             replenish_below: 20,
             prekey_grace_period: 604_800,
             refresh_after: 2_592_000,
+            resend_window: 86_400,
+            recovery_limit: 20,
             max_plaintext: 65_536,
             unknown_senders: :refuse,
             max_attempts: 5,
@@ -131,6 +137,8 @@ defmodule Kith.Options do
           replenish_below: 0..1000,
           prekey_grace_period: non_neg_integer,
           refresh_after: pos_integer,
+          resend_window: non_neg_integer,
+          recovery_limit: non_neg_integer,
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
           max_attempts: pos_integer,
@@ -240,6 +248,8 @@ defmodule Kith.Options do
       replenish_below: {:integer, 0..1000},
       prekey_grace_period: {:integer, 0..31_536_000},
       refresh_after: {:integer, 3_600..31_536_000},
+      resend_window: {:integer, 0..31_536_000},
+      recovery_limit: {:integer, 0..1000},
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100},

@@ -34,6 +34,12 @@ defmodule Kith.Telemetry do
   | `[:kith, :maintenance, :run, :stop]` | `monotonic_time`, `duration`, `count`, `failed` | the same, `result`, `reason`, `claimed` |
   | `[:kith, :maintenance, :run, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
+  | `[:kith, :session, :recover, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :session, :recover, :stop]` | `monotonic_time`, `duration`, `reports` | the same, `cause`, `result`, `reason` |
+  | `[:kith, :session, :recover, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :session, :resend, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :session, :resend, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `renewed`, `result`, `reason` |
+  | `[:kith, :session, :resend, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :history, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :archive, :history, :stop]` | `monotonic_time`, `duration`, `messages`, `damaged`, `plaintext_size` | the same, `result`, `reason` |
   | `[:kith, :archive, :history, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
@@ -48,7 +54,7 @@ defmodule Kith.Telemetry do
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
   together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
-  them that got an error. `sessions` counts the sessions established, or
+  them that got an error. `reports` and `messages` count the envelopes to deliver. `sessions` counts the sessions established, or
   those that start anew after a restored database. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
   claim. `messages` counts what a page has or what was shredded, `damaged` those of a page that do not open. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
@@ -70,7 +76,8 @@ defmodule Kith.Telemetry do
   devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
-  `role` is `:initiator` or `:responder`. `function` is the name of the native function. `local` is `false` of devices whose
+  `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
+  next message starts a new session. `function` is the name of the native function. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. There is

@@ -52,6 +52,13 @@ defmodule Kith.TelemetryTest do
     Kith.history!(kith, "ben", {:direct, "anna"})
     {:error, _} = Kith.history(kith, "nobody", "family")
     Kith.shred!(kith, "family")
+    second = encrypt_one!(kith, "anna", "ben", "hello")
+    Kith.delete!(kith, "ben", "anna")
+    [report] = Kith.recover!(kith, "ben", second, Kith.Error.new(:session_not_found))
+    Kith.resend!(kith, "anna", report)
+    {:error, _} = Kith.recover(kith, "ben", second, Kith.Error.new(:locked))
+    {:error, _} = Kith.resend(kith, "anna", second)
+    Kith.restored!(kith)
     Kith.replenish!(kith, "ben")
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
@@ -62,6 +69,8 @@ defmodule Kith.TelemetryTest do
     for name <- [
           [:session, :encrypt],
           [:session, :decrypt],
+          [:session, :recover],
+          [:session, :resend],
           [:group, :encrypt],
           [:maintenance, :run],
           [:archive, :history],
