@@ -97,6 +97,7 @@ defmodule Kith do
     Error,
     Installation,
     Instance,
+    Maintenance,
     Message,
     MessageArchive,
     Messages,
@@ -131,6 +132,7 @@ defmodule Kith do
     register: [:user, :options],
     unregister: [:address],
     replenish: [:address],
+    maintain: [],
     prekey_count: [:address],
     kyber_prekey_count: [:address],
     pre_key_bundle: [:address],
@@ -288,6 +290,29 @@ defmodule Kith do
   @spec kyber_prekey_count(name, Address.given()) :: result(non_neg_integer)
   def kyber_prekey_count(name, address),
     do: Registration.prekey_count(Instance.fetch!(name), Address.new!(address), :kyber_one_time)
+
+  @doc """
+  Makes a pass of maintenance now, and returns what it did when it is over.
+
+  An instance makes one about every hour by itself, see `:maintenance_interval` in `Kith.Options`. An application that has
+  jobs of its own may turn that off and call this. A pass
+
+    * fills the stock of one-time prekeys of devices that have few left (`replenished` devices);
+    * replaces signed prekeys and Kyber prekeys of last resort that are too old (`rotated` devices);
+    * deletes one-time prekeys that were used, or can be used by nobody any more (`prekeys`), the `signed_prekeys` and Kyber
+      prekeys of last resort that were replaced before the grace period, with the `base_keys` remembered of them, the
+      `skipped_keys` of messages that never came, old counts of `recoveries`, and expired `messages` of the archive;
+    * puts `sessions` away in which nobody answers;
+    * empties the write-ahead log of the embedded database after it has deleted something.
+
+  What another node is doing at the moment is left to it. `failed` counts devices and sessions that got an error, each with a line
+  in the log; they do not keep the others from being done. A task that fails as a whole makes the call fail with the error, and
+  the other tasks are done nevertheless; the next pass tries again.
+
+  Raises inside a transaction, for which the pass would wait. Errors: `:storage`, `:stale`, `:panic`.
+  """
+  @spec maintain(name) :: result(%{atom => non_neg_integer})
+  def maintain(name), do: Maintenance.run(Instance.fetch!(name))
 
   @doc """
   Hands out the public keys with which a client of its own starts a session with a device.

@@ -11,7 +11,7 @@ defmodule Kith.Doctor do
 
   def message(instance, to, %Envelope{} = envelope) do
     Instance.transaction(instance, fn repo ->
-      now = System.system_time(:millisecond)
+      now = Instance.now(instance)
       reason = outcome(Messages.attempt(instance, repo, to, envelope))
       facts = facts(instance, repo, to, envelope, now)
 
@@ -252,7 +252,7 @@ defmodule Kith.Doctor do
 
   defp sessions(instance) do
     Instance.transaction(instance, fn repo ->
-      now = System.system_time(:millisecond)
+      now = Instance.now(instance)
       old = now - instance.options.refresh_after * 1_000
 
       [[total, renewing, silent]] =

@@ -178,7 +178,7 @@ defmodule Kith.Messages do
 
   # Sorted, so that two fan-outs lock the rows they share in one order.
   defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, {whole, target}) do
-    now = now()
+    now = Instance.now(instance)
     timestamp = Instance.timestamp(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
@@ -446,13 +446,12 @@ defmodule Kith.Messages do
   end
 
   defp receive_in(instance, repo, {to, device}, envelope, header, options) do
-    now = now()
+    now = Instance.now(instance)
     {result, session, records} = look(instance, repo, {to, device}, envelope, header, now)
 
     case result do
       {:ok, opened} ->
         commit(repo, to, envelope.from, session, opened, now)
-        if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
         MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
         {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
 
@@ -471,7 +470,7 @@ defmodule Kith.Messages do
     with {:ok, header} <- inspect_message(instance, envelope),
          {:ok, device} <- Registration.fetch_local(repo, to),
          {{:ok, _}, _session, _records} <-
-           look(instance, repo, {to, device}, envelope, header, now()) do
+           look(instance, repo, {to, device}, envelope, header, Instance.now(instance)) do
       :ok
     else
       {{:error, error}, _session, _records} -> {:error, error}
@@ -536,8 +535,11 @@ defmodule Kith.Messages do
 
   defp unused_base_key(_repo, _to, _opened), do: :ok
 
-  defp purge(instance, repo, to, now),
-    do: Prekeys.delete_used(repo, to, now - instance.options.prekey_grace_period * 1_000)
+  # Kith.Maintenance deletes what had a grace. Without one there is nothing to wait for.
+  defp purge(%{options: %{prekey_grace_period: 0}}, repo, to, now),
+    do: Prekeys.delete_used(repo, to, now)
+
+  defp purge(_instance, _repo, _to, _now), do: :ok
 
   defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: %{}
 
@@ -601,18 +603,18 @@ defmodule Kith.Messages do
       Sessions.delete_entries_of_session(repo, to, from, session_id)
     end
 
-    entries(repo, to, from, opened)
+    entries(repo, to, from, opened, now)
   end
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
-  defp entries(repo, to, from, %{session_id: session_id} = opened) do
+  defp entries(repo, to, from, %{session_id: session_id} = opened, now) do
     for position <- opened.entries_removed,
         do: Sessions.delete_entry(repo, to, from, session_id, position)
 
     for group <- opened.entries_dropped,
         do: Sessions.delete_entries_of_group(repo, to, from, session_id, group)
 
-    Sessions.put_entries(repo, to, from, session_id, opened.entries_added)
+    Sessions.put_entries(repo, to, from, session_id, opened.entries_added, now)
 
     for evicted <- opened.entries_evicted,
         do: Sessions.evict_entries(repo, to, from, session_id, evicted)
@@ -659,6 +661,4 @@ defmodule Kith.Messages do
 
   defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
   defp peer(user), do: %{peer_id: user, peer_device_id: nil}
-
-  defp now, do: System.system_time(:millisecond)
 end
