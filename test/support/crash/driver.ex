@@ -6,10 +6,28 @@ defmodule Kith.Crash.Driver do
 
   @key Base.decode64!("a2l0aCBjcmFzaCBrZXktZW5jcnlwdGlvbiBrZXkgMSE=")
 
-  @weights [send: 40, group: 10, deliver: 60, again: 4, twice: 3, reset: 1, replenish: 1, note: 1, visitor: 2]
+  @weights [
+    send: 40,
+    group: 10,
+    deliver: 60,
+    again: 4,
+    twice: 3,
+    reset: 1,
+    replenish: 1,
+    note: 1,
+    visitor: 2
+  ]
 
   # Anna and Ben have two devices.
-  @addresses [{"anna", 1}, {"anna", 2}, {"ben", 1}, {"ben", 2}, {"cleo", 1}, {"dora", 1}, {"emil", 1}]
+  @addresses [
+    {"anna", 1},
+    {"anna", 2},
+    {"ben", 1},
+    {"ben", 2},
+    {"cleo", 1},
+    {"dora", 1},
+    {"emil", 1}
+  ]
 
   @doc """
   Plays traffic until `:kills` deaths have happened, and then the end. Returns the ledger.

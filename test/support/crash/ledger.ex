@@ -303,12 +303,14 @@ defmodule Kith.Crash.Ledger do
     do: %{id: id, pair: message.pair, key: message.key, envelope: message.bytes}
 
   @doc "From which rows on the next life has to tell what is in the tables of the application."
-  def seen(ledger), do: {max(ledger.outbox_seen - @margin, 0), max(ledger.inbox_seen - @margin, 0)}
+  def seen(ledger),
+    do: {max(ledger.outbox_seen - @margin, 0), max(ledger.inbox_seen - @margin, 0)}
 
   @doc "The end: all that was not lost on the way has been opened."
   def close(ledger) do
     for id <- ledger.waiting, reduce: ledger do
-      ledger -> violation(ledger, :lost, {:never_opened, id, Map.drop(ledger.messages[id], [:bytes])})
+      ledger ->
+        violation(ledger, :lost, {:never_opened, id, Map.drop(ledger.messages[id], [:bytes])})
     end
   end
 
@@ -321,7 +323,8 @@ defmodule Kith.Crash.Ledger do
   def count(ledger, what, by \\ 1),
     do: %{ledger | counts: Map.update(ledger.counts, what, by, &(&1 + by))}
 
-  def violation(ledger, kind, what), do: %{ledger | violations: [{kind, what} | ledger.violations]}
+  def violation(ledger, kind, what),
+    do: %{ledger | violations: [{kind, what} | ledger.violations]}
 
   defp update(ledger, id, fun),
     do: %{ledger | messages: Map.update!(ledger.messages, id, fun)}

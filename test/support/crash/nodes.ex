@@ -115,7 +115,8 @@ defmodule Kith.Crash.Nodes do
 
     bad =
       for kind <- [:lost, :reused, :twice, :undecryptable, :unexpected],
-          do: "#{if kind == :twice, do: "opened twice", else: kind} #{Ledger.violations(ledger, kind)}"
+          do:
+            "#{if kind == :twice, do: "opened twice", else: kind} #{Ledger.violations(ledger, kind)}"
 
     "#{store}: #{nodes} #{if nodes == 1, do: "node", else: "nodes"}, #{processes} processes, " <>
       "#{counts.(:steps)} operations, #{counts.(:messages)} messages, " <>

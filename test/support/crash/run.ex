@@ -27,6 +27,7 @@ defmodule Kith.Crash.Run do
 
     try do
       address = postgres_database!(cluster, "crash")
+
       Driver.run(
         Keyword.merge(
           [
@@ -61,7 +62,8 @@ defmodule Kith.Crash.Run do
       Nodes.run(
         [
           store: CountingRepo,
-          start_store: {CountingRepo, :start_link, [address ++ [pool_size: options[:workers] + 2]]},
+          start_store:
+            {CountingRepo, :start_link, [address ++ [pool_size: options[:workers] + 2]]},
           kith: [repo: CountingRepo]
         ] ++ options
       )
@@ -79,7 +81,10 @@ defmodule Kith.Crash.Run do
 
     if deadlocks == 0,
       do: ledger,
-      else: ledger |> Ledger.count(:deadlocks, deadlocks) |> Ledger.violation(:unexpected, {:deadlocks, deadlocks})
+      else:
+        ledger
+        |> Ledger.count(:deadlocks, deadlocks)
+        |> Ledger.violation(:unexpected, {:deadlocks, deadlocks})
   end
 
   @doc "Makes a database with the tables of Kith."
@@ -103,7 +108,8 @@ defmodule Kith.Crash.Run do
          Postgres.start_server!(cluster)
        end},
       {:immediate, 2, fn -> stop_at_once(cluster) end},
-      {:connection, 3, fn -> Postgres.once(address, "SELECT pg_terminate_backend(pid) #{@clients}") end},
+      {:connection, 3,
+       fn -> Postgres.once(address, "SELECT pg_terminate_backend(pid) #{@clients}") end},
       {:full, if(disk, do: 2, else: 0), fn -> fill(cluster, disk) end}
     ]
   end
@@ -140,7 +146,9 @@ defmodule Kith.Crash.Run do
 
   # Without room for its log the server gives up.
   defp up!(cluster) do
-    if postmaster(cluster), do: wait_until(fn -> answers?(cluster) or postmaster(cluster) == nil end)
+    if postmaster(cluster),
+      do: wait_until(fn -> answers?(cluster) or postmaster(cluster) == nil end)
+
     if not answers?(cluster), do: Postgres.start_server!(cluster)
   end
 

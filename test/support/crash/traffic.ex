@@ -8,7 +8,7 @@ defmodule Kith.Crash.Traffic do
   #     {:opened, id, attempt, digest, inbox?}   and has returned a plaintext, or its transaction committed
   #     {:refused, id, attempt, reason, detail}  and has returned an error
   #     {:failed, what, reason, detail}          another call has returned an error
-    #     {:stale, joined?}                        :stale was returned, to a transaction of the application or not
+  #     {:stale, joined?}                        :stale was returned, to a transaction of the application or not
   #     {:raised, what, text}                    a call has raised, which none may
   #     {:steps, count}                          so many steps were made since the last such entry
   #
@@ -86,7 +86,8 @@ defmodule Kith.Crash.Traffic do
     {user, _} = from = Enum.random(state.addresses)
     text = text(id(state))
 
-    with {:ok, envelopes} <- call(state, :note, fn -> Kith.encrypt(App.name(), from, user, text) end) do
+    with {:ok, envelopes} <-
+           call(state, :note, fn -> Kith.encrypt(App.name(), from, user, text) end) do
       for %{type: :self} = note <- List.wrap(envelopes), _ <- 1..2 do
         case call(state, :open_note, fn -> Kith.decrypt(App.name(), from, note) end) do
           {:ok, ^text} -> :ok
@@ -141,7 +142,8 @@ defmodule Kith.Crash.Traffic do
   end
 
   defp step(:replenish, state),
-    do: call(state, :replenish, fn -> Kith.replenish(App.name(), Enum.random(state.addresses)) end)
+    do:
+      call(state, :replenish, fn -> Kith.replenish(App.name(), Enum.random(state.addresses)) end)
 
   # One who comes and goes, with whom everything may fail for want of keys and nothing else.
   defp step(:visitor, state) do
@@ -149,8 +151,9 @@ defmodule Kith.Crash.Traffic do
     # Not one whose other devices would hear of it too, outside of all books.
     host = state.addresses |> Enum.reject(&(elem(&1, 0) in state.outbox)) |> Enum.random()
 
-    expected = [:not_registered, :session_not_found, :untrusted_identity, :unknown_prekey] ++
-      [:key_not_found, :duplicate, :tampered]
+    expected =
+      [:not_registered, :session_not_found, :untrusted_identity, :unknown_prekey] ++
+        [:key_not_found, :duplicate, :tampered]
 
     answer =
       case :rand.uniform(6) do
@@ -163,7 +166,9 @@ defmodule Kith.Crash.Traffic do
       end
 
     case answer do
-      {:ok, _} -> :ok
+      {:ok, _} ->
+        :ok
+
       {:error, %Kith.Error{reason: reason} = error} ->
         if reason not in expected,
           do: write(state, [{:failed, :visitor, reason, Exception.message(error)}])
@@ -215,7 +220,11 @@ defmodule Kith.Crash.Traffic do
 
     run =
       if outbox? do
-        fn -> App.transaction(state.store, fn -> with({:ok, all} <- encrypt.(), do: keep(state, all)) end) end
+        fn ->
+          App.transaction(state.store, fn ->
+            with({:ok, all} <- encrypt.(), do: keep(state, all))
+          end)
+        end
       else
         encrypt
       end
@@ -225,8 +234,9 @@ defmodule Kith.Crash.Traffic do
         for {envelope, n} <- Enum.with_index(envelopes) do
           position = Wire.position(envelope)
           header = header(envelope)
-          {:sent, {id(state), n}, id(state), envelope.from, envelope.to, Envelope.to_binary(envelope),
-           position, header, outbox?}
+
+          {:sent, {id(state), n}, id(state), envelope.from, envelope.to,
+           Envelope.to_binary(envelope), position, header, outbox?}
         end
 
       write(state, sent)
@@ -367,7 +377,9 @@ defmodule Kith.Crash.Traffic do
         else: {:error, :down, inspect(reason)}
   end
 
-  defp unavailable(%ArgumentError{message: "no instance of Kith" <> _ = text}, _), do: {:error, :down, text}
+  defp unavailable(%ArgumentError{message: "no instance of Kith" <> _ = text}, _),
+    do: {:error, :down, text}
+
   defp unavailable(error, stack), do: {:raised, Exception.format(:error, error, stack)}
 
   defp unavailable!(state, what, error, stack) do
