@@ -10,18 +10,18 @@ options = fn name ->
   [seed: seed, dir: Path.join(dir, name), operations: operations, workers: workers]
 end
 
-sqlite =
-  {"SQLite", Run.processes_on_sqlite(Keyword.put(options.("sqlite"), :workers, nodes * workers)),
-   1}
-
 postgres =
   if Postgres.available?(),
     do: {"PostgreSQL", Run.nodes_on_postgres([nodes: nodes] ++ options.("postgres")), nodes}
 
-runs = Enum.reject([sqlite, postgres], &is_nil/1)
+if postgres, do: IO.puts(Nodes.line("PostgreSQL", elem(postgres, 1), nodes, nodes * workers))
 
-for {store, ledger, nodes_of_store} <- runs,
-    do: IO.puts(Nodes.line(store, ledger, nodes_of_store, nodes * workers))
+sqlite =
+  {"SQLite", Run.processes_on_sqlite(Keyword.put(options.("sqlite"), :workers, nodes * workers)),
+   1}
+
+IO.puts(Nodes.line("SQLite", elem(sqlite, 1), 1, nodes * workers))
+runs = Enum.reject([sqlite, postgres], &is_nil/1)
 
 if postgres == nil, do: IO.puts("NOT RUN: PostgreSQL: it is not on this machine")
 

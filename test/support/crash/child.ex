@@ -5,9 +5,6 @@ defmodule Kith.Crash.Child do
 
   alias Kith.Crash.{App, Journal, Pool, Traffic}
 
-  # A VM whose driver is gone ends by itself, and one that hangs too.
-  @longest 600_000
-
   def main([path]) do
     config = path |> File.read!() |> :erlang.binary_to_term()
     spawn(fn -> end_with_driver() end)
@@ -41,7 +38,8 @@ defmodule Kith.Crash.Child do
   end
 
   defp life(config) do
-    Process.send_after(self(), :too_long, @longest)
+    # A VM whose driver is gone ends by itself, and one that hangs too.
+    Process.send_after(self(), :too_long, config.longest)
     {:ok, _} = Application.ensure_all_started(:kith)
     # The deaths of processes are meant.
     Logger.configure(level: :none)

@@ -63,6 +63,7 @@ defmodule Kith.Crash.Driver do
       store: :sqlite,
       kith: [],
       archive?: false,
+      longest: 300_000,
       addresses: @addresses,
       outbox: ~w(anna ben),
       inbox: ~w(anna cleo),
@@ -184,6 +185,7 @@ defmodule Kith.Crash.Driver do
       outbox_seen: outbox_seen,
       inbox_seen: inbox_seen,
       archive?: config.archive?,
+      longest: config.longest,
       wires: false
     }
 

@@ -20,6 +20,9 @@ defmodule Kith.Crash.Nodes do
     visitor: 3
   ]
 
+  # Milliseconds for all of it.
+  @longest 7_200_000
+
   @doc """
   Plays `:operations` steps on `:nodes` VMs of `:workers` processes each, then delivers the rest and lets everybody write
   to everybody. Options beside those are the driver's. Returns the ledger.
@@ -37,6 +40,7 @@ defmodule Kith.Crash.Nodes do
             deaths: [],
             wires: nodes > 1,
             guest: true,
+            longest: @longest,
             # Two networks deliver without knowing of each other, so neither may be late.
             busy: 20 * workers,
             steps: div(operations, nodes * workers)
@@ -93,7 +97,8 @@ defmodule Kith.Crash.Nodes do
           send(self(), {port, {:exit_status, status}})
           relay(vms, buffers, MapSet.new(Map.keys(vms)))
       after
-        300_000 -> raise "the nodes say nothing"
+        # A node ends by itself when it takes too long.
+        2 * @longest -> raise "the nodes say nothing"
       end
     end
   end
