@@ -92,6 +92,7 @@ defmodule Kith do
 
   alias Kith.{
     Address,
+    Doctor,
     Envelope,
     Error,
     Installation,
@@ -144,6 +145,8 @@ defmodule Kith do
     decrypt: [:to, :envelope, :options],
     recover: [:to, :envelope, :error],
     resend: [:to, :report],
+    doctor: [],
+    doctor: [:to, :envelope],
     history: [:address, :thread],
     history: [:address, :thread, :options],
     shred: [:thread],
@@ -184,6 +187,9 @@ defmodule Kith do
       @doc "Starts this instance. Its options are those of `use Kith`, of the application and these."
       def start_link(options \\ []),
         do: Kith.start_link(Kith.Options.merge(__MODULE__, @kith_options, options))
+
+      @doc false
+      def __kith__(:options), do: Kith.Options.merge(__MODULE__, @kith_options, [])
 
       unquote_splicing(delegates)
 
@@ -469,6 +475,42 @@ defmodule Kith do
 
     with {:ok, to, report} <- Messages.addressed(Address.recipient!(to), report),
          do: Recovery.resend(instance, to, report)
+  end
+
+  @doc """
+  Looks whether the tables are those of this release, the data keys of all accounts open, sessions wait to start anew,
+  and devices run low on prekeys.
+
+  Returns `{check, :ok | :warning | :error, sentence}` each; `mix kith.doctor` prints them. It reads all accounts, a hundred
+  at a time.
+
+  Errors: those of the machinery.
+  """
+  @spec doctor(name) :: result([{atom, :ok | :warning | :error, String.t()}])
+  def doctor(name), do: Doctor.instance(Instance.fetch!(name))
+
+  @doc """
+  Explains why an envelope does not open on a device, without opening it for good: nothing is written.
+
+  Returns a map of `:opens`, `:reason` (the one `decrypt/4` would give, but for what the archive answers), an `:explanation` in
+  sentences, and `:facts`: what of the message can be seen, the state of the session, which chain its ratchet key
+  belongs to (`:current`, `:archived`, `:own`, `:unknown`), whether its key is kept, what has become of the prekeys it names, and whose
+  identity it claims. There is no secret and no text in it.
+
+  Errors: `:malformed` for what is no envelope, and those of the machinery.
+  """
+  @spec doctor(name, Address.given(), Envelope.t() | binary) ::
+          result(%{
+            opens: boolean,
+            reason: nil | Error.reason(),
+            explanation: String.t(),
+            facts: map
+          })
+  def doctor(name, to, envelope) do
+    instance = Instance.fetch!(name)
+
+    with {:ok, to, envelope} <- Messages.addressed(Address.recipient!(to), envelope),
+         do: Doctor.message(instance, to, envelope)
   end
 
   @doc """

@@ -13,7 +13,7 @@ defmodule Kith.Messages do
     Telemetry
   }
 
-  alias Kith.Store.{Accounts, Prekeys, Sessions}
+  alias Kith.Store.{Accounts, Prekeys, Repo, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
   @max_recipients 1_000
@@ -447,6 +447,40 @@ defmodule Kith.Messages do
 
   defp receive_in(instance, repo, {to, device}, envelope, header, options) do
     now = Instance.now(instance)
+    {result, session, records} = look(instance, repo, {to, device}, envelope, header, now)
+
+    case result do
+      {:ok, opened} ->
+        commit(repo, to, envelope.from, session, opened, now)
+        if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
+        MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
+        {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
+
+      {:error, error} ->
+        MessageArchive.answer(instance, repo, to, envelope, error)
+    end
+  end
+
+  @doc "Whether an envelope would open, in the caller's transaction: nothing is written."
+  @spec attempt(Instance.t(), Repo.repo(), Address.t(), Envelope.t()) :: :ok | {:error, Error.t()}
+  def attempt(_instance, _repo, to, %Envelope{to: other, type: type})
+      when other != to or type in [:self, :report],
+      do: {:error, Error.new(:malformed)}
+
+  def attempt(instance, repo, to, envelope) do
+    with {:ok, header} <- inspect_message(instance, envelope),
+         {:ok, device} <- Registration.fetch_local(repo, to),
+         {{:ok, _}, _session, _records} <-
+           look(instance, repo, {to, device}, envelope, header, Instance.now(instance)) do
+      :ok
+    else
+      {{:error, error}, _session, _records} -> {:error, error}
+      error -> error
+    end
+  end
+
+  # A message opened and nothing written, with the session before it.
+  defp look(instance, repo, {to, device}, envelope, header, now) do
     from = envelope.from
     session = with_sibling(Sessions.fetch(repo, to, from), repo, to, from)
     loaded = private_halves(instance, repo, to, header, now)
@@ -462,16 +496,13 @@ defmodule Kith.Messages do
         do: establishing(instance, to, :responder, call),
         else: {call.(), []}
 
-    with {:ok, opened} <- result,
-         :ok <- expected_identity(instance, repo, from, session, header),
-         :ok <- unused_base_key(repo, to, opened) do
-      commit(repo, to, from, session, opened, now)
-      if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
-      MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
-      {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
-    else
-      {:error, error} -> MessageArchive.answer(instance, repo, to, envelope, error)
-    end
+    result =
+      with {:ok, opened} <- result,
+           :ok <- expected_identity(instance, repo, from, session, header),
+           :ok <- unused_base_key(repo, to, opened),
+           do: {:ok, opened}
+
+    {result, session, records}
   end
 
   # What is remembered of another device of the sender, asked for when a device is met.

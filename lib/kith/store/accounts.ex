@@ -65,6 +65,17 @@ defmodule Kith.Store.Accounts do
     end
   end
 
+  @doc "Users and their wrapped data keys, some at a time, in the order of the users."
+  @spec data_keys(Repo.repo(), Address.user(), pos_integer) :: [{Address.user(), binary}]
+  def data_keys(repo, after_user, limit) do
+    sql = """
+    SELECT user_id, data_key FROM kith.signal_accounts WHERE user_id > $1
+    ORDER BY user_id LIMIT $2
+    """
+
+    for [user, data_key] <- Repo.rows(repo, sql, [after_user, limit]), do: {user, data_key}
+  end
+
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_account(repo, user, data_key, now) do
     sql = """

@@ -117,6 +117,41 @@ defmodule Kith.Store.Prekeys do
     end
   end
 
+  @doc "What has become of a prekey: `:held`, `:used`, `:absent`, or `:none` for no id."
+  def condition(_repo, _address, _kinds, nil), do: :none
+
+  def condition(repo, {user, device}, kinds, id) do
+    kinds = Enum.map_join(kinds, ", ", &"'#{&1}'")
+
+    sql = """
+    SELECT used_at FROM kith.signal_prekeys
+    WHERE user_id = $1 AND device_id = $2 AND kind IN (#{kinds}) AND prekey_id = $3
+      AND private_key_encrypted IS NOT NULL
+    """
+
+    case Repo.rows(repo, sql, [user, device, id]) do
+      [] -> :absent
+      [[nil]] -> :held
+      [[_used_at]] -> :used
+    end
+  end
+
+  @doc "Some of the devices with keys here that have fewer one-time prekeys than that, with how many."
+  @spec low(Repo.repo(), non_neg_integer, pos_integer) :: [{Address.t(), non_neg_integer}]
+  def low(repo, below, limit) do
+    sql = """
+    SELECT i.user_id, i.device_id, COUNT(p.prekey_id)
+    FROM kith.signal_identity_keys i
+    LEFT JOIN kith.signal_prekeys p ON p.user_id = i.user_id AND p.device_id = i.device_id
+      AND p.kind = 'one_time' AND p.claimed_at IS NULL AND p.used_at IS NULL
+    WHERE i.private_key_encrypted IS NOT NULL
+    GROUP BY i.user_id, i.device_id HAVING COUNT(p.prekey_id) < $1
+    ORDER BY i.user_id, i.device_id LIMIT $2
+    """
+
+    for [user, device, count] <- Repo.rows(repo, sql, [below, limit]), do: {{user, device}, count}
+  end
+
   @doc """
   The sealed private halves a message names: `{one_time | nil, signed | nil, {kind, sealed} | nil}`, the last of a
   Kyber prekey.
