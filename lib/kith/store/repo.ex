@@ -155,8 +155,12 @@ defmodule Kith.Store.Repo do
 
   defp in_transaction?(repo) when is_embedded(repo), do: Kith.SQLite.in_transaction?(repo)
 
-  defp in_transaction?(%{module: module}),
-    do: function_exported?(module, :in_transaction?, 0) and module.in_transaction?()
+  defp in_transaction?(%{module: module}) do
+    function_exported?(module, :in_transaction?, 0) and module.in_transaction?()
+  rescue
+    # The transaction itself will tell.
+    error -> if driver?(error), do: false, else: reraise(error, __STACKTRACE__)
+  end
 
   defp query!(repo, sql, params) do
     case query(repo, sql, params) do
