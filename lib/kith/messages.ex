@@ -191,7 +191,8 @@ defmodule Kith.Messages do
         &(must_start?(rows[&1]) and not is_map_key(claimed, &1))
       )
 
-    {sent, first} = send_to(instance, sender, ready, rows, claimed, plaintext, now)
+    {rows, sent, first} =
+      send_to_fresh(instance, repo, sender, ready, rows, claimed, plaintext, now)
 
     # A session nobody answered in for 30 days says :session_not_found: start a new one.
     unanswered = for {peer, {:error, :session_not_found}} <- sent, peer not in cold, do: peer
@@ -254,6 +255,26 @@ defmodule Kith.Messages do
   defp renew_damaged(repo, from, sent, now) do
     damaged = for {peer, {:error, :corrupted_state}} <- sent, do: peer
     Sessions.renew(repo, from, damaged, now)
+  end
+
+  # What does not open may be a row that was waited for beside a braid of before, see Sessions.fetch_many/3.
+  defp send_to_fresh(
+         instance,
+         repo,
+         {from, _device} = sender,
+         peers,
+         rows,
+         claimed,
+         plaintext,
+         now
+       ) do
+    {sent, records} = send_to(instance, sender, peers, rows, claimed, plaintext, now)
+    broken = for {peer, {:error, :corrupted_state}} <- sent, do: peer
+    read_again = Sessions.fetch_many(repo, from, broken |> Enum.map(&of_user/1) |> Enum.uniq())
+    changed = for peer <- broken, row = row(read_again, peer), row != rows[peer], do: peer
+    rows = Enum.reduce(changed, rows, &Map.put(&2, &1, row(read_again, &1)))
+    {resent, more} = send_to(instance, sender, changed, rows, claimed, plaintext, now)
+    {rows, Enum.reject(sent, &(elem(&1, 0) in changed)) ++ resent, records ++ more}
   end
 
   defp send_to(_instance, _sender, [], _rows, _claimed, _plaintext, _now), do: {[], []}

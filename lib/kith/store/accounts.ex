@@ -56,6 +56,10 @@ defmodule Kith.Store.Accounts do
     }
   end
 
+  @doc "Makes whoever registers or unregisters devices of a user, or makes prekeys for them, wait for each other."
+  def lock(repo, user),
+    do: Repo.lock_rows(repo, "SELECT 1 FROM kith.signal_accounts WHERE user_id = $1", [user])
+
   @doc "The wrapped data key of a user."
   @spec data_key(Repo.repo(), Address.user()) :: nil | binary
   def data_key(repo, user) do
@@ -127,6 +131,23 @@ defmodule Kith.Store.Accounts do
         [user, device]
       )
 
+    clear(repo, {user, device})
+
+    sql = """
+    DELETE FROM kith.signal_accounts WHERE user_id = $1
+      AND NOT EXISTS (SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $2)
+    """
+
+    Repo.execute(repo, sql, [user, user])
+    deleted
+  end
+
+  @doc """
+  Deletes what belongs to a device.
+
+  On PostgreSQL a call that was under way while the device went may have left a row behind.
+  """
+  def clear(repo, {user, device}) do
     for table <- ~w(signal_prekeys signal_sessions signal_braids signal_archived_sessions
                     signal_session_entries signal_base_keys signal_archived_messages
                     signal_recoveries) do
@@ -136,13 +157,7 @@ defmodule Kith.Store.Accounts do
       ])
     end
 
-    sql = """
-    DELETE FROM kith.signal_accounts WHERE user_id = $1
-      AND NOT EXISTS (SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $2)
-    """
-
-    Repo.execute(repo, sql, [user, user])
-    deleted
+    :ok
   end
 
   @doc """

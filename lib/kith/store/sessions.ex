@@ -46,23 +46,23 @@ defmodule Kith.Store.Sessions do
   @doc "No row."
   def none, do: @none
 
-  @doc "The session rows of one device with all devices of some users, by address, locked in the order of the key."
+  @doc """
+  The session rows of one device with all devices of some users, by address, locked in the order of the key, in one statement.
+
+  PostgreSQL shows a row it had to wait for as it is then, and the braid beside it as it was when the statement began: such
+  a pair does not open. Read again, under the lock that is held now, they fit.
+  """
   @spec fetch_many(Repo.repo(), Address.t(), [Address.user()]) :: %{Address.t() => row}
   def fetch_many(_repo, _local, []), do: %{}
 
   def fetch_many(repo, {user, device}, users) do
-    with_users = """
+    sql = """
+    SELECT peer_id, peer_device_id, #{@columns} FROM #{@with_braid}
     WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
+    ORDER BY peer_id, peer_device_id#{Repo.lock_of(repo, "s")}
     """
 
-    locked =
-      "SELECT generation FROM kith.signal_sessions #{with_users} ORDER BY peer_id, peer_device_id"
-
-    sql = "SELECT peer_id, peer_device_id, #{@columns} FROM #{@with_braid} #{with_users}"
-    params = [user, device | users]
-    Repo.lock_rows(repo, locked, params)
-
-    for [peer, peer_device | row] <- Repo.rows(repo, sql, params),
+    for [peer, peer_device | row] <- Repo.rows(repo, sql, [user, device | users]),
         into: %{},
         do: {{peer, peer_device}, row(row)}
   end
