@@ -1,5 +1,6 @@
 defmodule Kith.MessageArchiveTest do
   use Kith.Case, async: true
+  use Kith.Test.Stores
 
   alias Kith.{Envelope, Error, Instance, Message, MessageArchive}
 
