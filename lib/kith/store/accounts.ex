@@ -65,6 +65,17 @@ defmodule Kith.Store.Accounts do
     end
   end
 
+  @doc "Users and their wrapped data keys, some at a time, in the order of the users."
+  @spec data_keys(Repo.repo(), Address.user(), pos_integer) :: [{Address.user(), binary}]
+  def data_keys(repo, after_user, limit) do
+    sql = """
+    SELECT user_id, data_key FROM kith.signal_accounts WHERE user_id > $1
+    ORDER BY user_id LIMIT $2
+    """
+
+    for [user, data_key] <- Repo.rows(repo, sql, [after_user, limit]), do: {user, data_key}
+  end
+
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_account(repo, user, data_key, now) do
     sql = """
@@ -146,8 +157,8 @@ defmodule Kith.Store.Accounts do
   end
 
   @doc """
-  Registration ids, identity keys, newest signed prekeys and newest Kyber prekeys of last resort of many devices, by
-  address.
+  Registration ids, identity keys, signed prekeys and Kyber prekeys of last resort of many devices, by address: those
+  prekeys that are not superseded.
   """
   @spec bundles(Repo.repo(), [Address.t()]) :: %{Address.t() => map}
   def bundles(repo, addresses) do
@@ -161,11 +172,9 @@ defmodule Kith.Store.Accounts do
     FROM kith.signal_identity_keys i CROSS JOIN kith.signal_prekeys p
     WHERE i.user_id IN (#{SQL.list(1, length(users))})
       AND p.user_id = i.user_id AND p.device_id = i.device_id
-      AND p.kind IN ('signed', 'kyber_last_resort')
-    ORDER BY p.created_at, p.prekey_id
+      AND p.kind IN ('signed', 'kyber_last_resort') AND p.superseded_at IS NULL
     """
 
-    # The newest comes last and stays.
     for [user, device, registration_id, identity_key, local, kind | prekey] <-
           Repo.rows(repo, sql, users),
         reduce: %{} do

@@ -105,9 +105,11 @@ defmodule Kith.Store.Repo do
   defp run(repo, fun) when is_embedded(repo), do: Kith.SQLite.transaction(repo, fun)
   defp run(%{module: module}, fun), do: module.transaction(fun, log: false)
 
-  defp in_transaction?(repo) when is_embedded(repo), do: Kith.SQLite.in_transaction?(repo)
+  @doc "Whether this process is in a transaction."
+  @spec in_transaction?(repo) :: boolean
+  def in_transaction?(repo) when is_embedded(repo), do: Kith.SQLite.in_transaction?(repo)
 
-  defp in_transaction?(%{module: module}),
+  def in_transaction?(%{module: module}),
     do: function_exported?(module, :in_transaction?, 0) and module.in_transaction?()
 
   defp query!(repo, sql, params) do

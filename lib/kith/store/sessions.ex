@@ -329,20 +329,25 @@ defmodule Kith.Store.Sessions do
 
   defp entries(repo, sql, params), do: Enum.map(Repo.rows(repo, sql, params), &List.to_tuple/1)
 
-  @doc "Writes `{group, number, sealed}` rows, each in place of the one of before."
-  def put_entries(repo, {user, device}, {peer, peer_device}, session_id, entries) do
+  @doc """
+  Writes `{group, number, sealed}` rows, each in place of the one of before.
+
+  Keys of skipped messages have an age. Chunks have none: their session needs them however old they are.
+  """
+  def put_entries(repo, {user, device}, {peer, peer_device}, session_id, entries, now) do
     for chunk <- SQL.chunks(entries) do
       sql = """
       INSERT INTO kith.signal_session_entries
-        (user_id, device_id, peer_id, peer_device_id, session_id, entry_group, number, entry)
-      VALUES #{SQL.values(length(chunk), 5, 3, fn own -> ["$1", "$2", "$3", "$4", "$5" | own] end)}
+        (user_id, device_id, peer_id, peer_device_id, session_id, entry_group, number, entry,
+         created_at)
+      VALUES #{SQL.values(length(chunk), 5, 4, fn own -> ["$1", "$2", "$3", "$4", "$5" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id)
       DO UPDATE SET entry = excluded.entry
       """
 
       own =
         Enum.flat_map(chunk, fn {group, number, sealed} ->
-          [{:blob, group}, number, {:blob, sealed}]
+          [{:blob, group}, number, {:blob, sealed}, if(chunks?(group), do: nil, else: now)]
         end)
 
       shared = [user, device, peer, peer_device, {:blob, session_id}]
@@ -351,6 +356,10 @@ defmodule Kith.Store.Sessions do
 
     :ok
   end
+
+  # As docs/state-format.md says.
+  defp chunks?(<<2, _epoch::binary>>), do: true
+  defp chunks?(_keys), do: false
 
   @doc "Deletes the entry of a session at a position."
   def delete_entry(repo, local, peer, session_id, {group, number}) do
@@ -375,20 +384,24 @@ defmodule Kith.Store.Sessions do
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}])
   end
 
-  @doc "Deletes the `count` entries of a group with the lowest numbers."
-  def evict_entries(repo, {user, device}, {peer, peer_device}, session_id, {group, count}) do
+  @doc """
+  Deletes the entries of a group but the `kept` with the highest numbers.
+
+  The state counts entries that were deleted for their age too, so how many must go is known here only.
+  """
+  def evict_entries(repo, {user, device}, {peer, peer_device}, session_id, {group, kept}) do
     sql = """
     DELETE FROM kith.signal_session_entries
-    WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number IN (
+    WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number <= (
       SELECT number FROM kith.signal_session_entries
       WHERE user_id = $7 AND device_id = $8 AND peer_id = $9 AND peer_device_id = $10
         AND session_id = $11 AND entry_group = $12
-      ORDER BY number LIMIT $13
+      ORDER BY number DESC LIMIT 1 OFFSET $13
     )
     """
 
     params = [user, device, peer, peer_device, {:blob, session_id}, {:blob, group}]
-    Repo.execute(repo, sql, params ++ params ++ [count])
+    Repo.execute(repo, sql, params ++ params ++ [kept])
   end
 
   @doc "Deletes what is kept of a pair beside its row."

@@ -199,7 +199,8 @@ pub struct Changes {
     pub groups_dropped: Vec<EntryGroup>,
     /// Entries to store.
     pub entries_added: Vec<(EntryPosition, Entry)>,
-    /// Groups of which so many entries go, those with the lowest numbers. To be deleted after adding.
+    /// Groups of which only so many entries stay, those with the highest numbers. The others are to be deleted after
+    /// adding. How many go is not said: a store may have deleted old ones by itself.
     pub entries_evicted: Vec<(EntryGroup, u32)>,
     /// The one-time prekey that was used up.
     pub prekey_used: Option<PreKeyId>,
