@@ -452,6 +452,7 @@ defmodule Kith.Messages do
     case result do
       {:ok, opened} ->
         commit(repo, to, envelope.from, session, opened, now)
+        if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
         MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
         {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
 
