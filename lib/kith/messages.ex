@@ -191,7 +191,8 @@ defmodule Kith.Messages do
         &(must_start?(rows[&1]) and not is_map_key(claimed, &1))
       )
 
-    {sent, first} = send_to(instance, sender, ready, rows, claimed, plaintext, now)
+    {rows, sent, first} =
+      send_to_fresh(instance, repo, sender, ready, rows, claimed, plaintext, now)
 
     # A session nobody answered in for 30 days says :session_not_found: start a new one.
     unanswered = for {peer, {:error, :session_not_found}} <- sent, peer not in cold, do: peer
@@ -254,6 +255,26 @@ defmodule Kith.Messages do
   defp renew_damaged(repo, from, sent, now) do
     damaged = for {peer, {:error, :corrupted_state}} <- sent, do: peer
     Sessions.renew(repo, from, damaged, now)
+  end
+
+  # What does not open may be a row that was waited for beside a braid of before, see Sessions.fetch_many/3.
+  defp send_to_fresh(
+         instance,
+         repo,
+         {from, _device} = sender,
+         peers,
+         rows,
+         claimed,
+         plaintext,
+         now
+       ) do
+    {sent, records} = send_to(instance, sender, peers, rows, claimed, plaintext, now)
+    broken = for {peer, {:error, :corrupted_state}} <- sent, do: peer
+    read_again = Sessions.fetch_many(repo, from, broken |> Enum.map(&of_user/1) |> Enum.uniq())
+    changed = for peer <- broken, row = row(read_again, peer), row != rows[peer], do: peer
+    rows = Enum.reduce(changed, rows, &Map.put(&2, &1, row(read_again, &1)))
+    {resent, more} = send_to(instance, sender, changed, rows, claimed, plaintext, now)
+    {rows, Enum.reject(sent, &(elem(&1, 0) in changed)) ++ resent, records ++ more}
   end
 
   defp send_to(_instance, _sender, [], _rows, _claimed, _plaintext, _now), do: {[], []}
@@ -499,7 +520,7 @@ defmodule Kith.Messages do
     result =
       with {:ok, opened} <- result,
            :ok <- expected_identity(instance, repo, from, session, header),
-           :ok <- unused_base_key(repo, to, opened),
+           :ok <- unused_base_key(repo, to, from, session, opened),
            do: {:ok, opened}
 
     {result, session, records}
@@ -507,7 +528,7 @@ defmodule Kith.Messages do
 
   # What is remembered of another device of the sender, asked for when a device is met.
   defp with_sibling(%{identity: nil} = session, repo, to, {user, _} = from),
-    do: Map.put(session, :sibling, Sessions.sibling(Sessions.fetch_many(repo, to, [user]), from))
+    do: Map.put(session, :sibling, Sessions.sibling(Sessions.remembered(repo, to, user), from))
 
   defp with_sibling(session, _repo, _to, _from), do: session
 
@@ -528,13 +549,21 @@ defmodule Kith.Messages do
 
   # A session was made from this base key, and is gone. The message may be new or a replay: it is not opened,
   # and a message in the other direction starts over.
-  defp unused_base_key(repo, to, %{base_key: {_, base_key}}) do
-    if Prekeys.base_key_used?(repo, to, base_key),
-      do: {:error, Error.new(:session_not_found, "the session of this message was deleted")},
-      else: :ok
+  defp unused_base_key(repo, to, from, session, %{base_key: {_, base_key}}) do
+    cond do
+      not Prekeys.base_key_used?(repo, to, base_key) ->
+        :ok
+
+      # Another first message of the session has made it meanwhile. There was no row to wait for.
+      Sessions.fetch(repo, to, from).generation != session.generation ->
+        raise Error.new(:stale)
+
+      true ->
+        {:error, Error.new(:session_not_found, "the session of this message was deleted")}
+    end
   end
 
-  defp unused_base_key(_repo, _to, _opened), do: :ok
+  defp unused_base_key(_repo, _to, _from, _session, _opened), do: :ok
 
   # Kith.Maintenance deletes what had a grace. Without one there is nothing to wait for.
   defp purge(%{options: %{prekey_grace_period: 0}}, repo, to, now),

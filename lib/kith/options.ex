@@ -240,7 +240,7 @@ defmodule Kith.Options do
       keys: {:custom, &keys/1},
       database: :text,
       repo: {:module, [query: 3, transaction: 2]},
-      prefix: {:custom, &prefix/1},
+      prefix: {:custom, &Kith.Store.Repo.prefix/1},
       synchronous: {:one_of, [:full, :normal]},
       minimum_version: {:one_of, [3, 4]},
       one_time_prekeys: {:integer, 1..1000},
@@ -309,14 +309,6 @@ defmodule Kith.Options do
     do:
       {:error,
        "expected :maintenance_interval to be :off or an integer from 0 to 604800, got: #{inspect(other)}"}
-
-  defp prefix(prefix) do
-    if is_binary(prefix) and prefix =~ ~r/\A[a-z_][a-z0-9_]{0,62}\z/,
-      do: :ok,
-      else:
-        {:error,
-         "expected :prefix to be the name of a schema: lower case letters, digits and _, at most 63"}
-  end
 
   # No message below prints a value: a key may stand in any place by mistake.
   defp keys(keys) do

@@ -44,6 +44,8 @@ defmodule Kith.Registration do
   @spec register(Instance.t(), Address.t(), given) :: {:ok, map} | {:error, Error.t()}
   def register(instance, {user, device} = address, given) do
     Instance.transaction(instance, fn repo ->
+      Accounts.lock(repo, user)
+
       case Accounts.device(repo, address) do
         nil -> create(instance, repo, address, given)
         %{identity: nil} -> {{:error, Error.new(:key_not_found)}, []}
@@ -93,6 +95,7 @@ defmodule Kith.Registration do
       {:ok, keys} ->
         # Another process registered the same device meanwhile: the next attempt finds its keys.
         if Accounts.insert_device(repo, address, keys, now) == 0, do: raise(Error.new(:stale))
+        Accounts.clear(repo, address)
         Prekeys.insert(repo, address, :signed, [keys.signed], now)
         Prekeys.insert(repo, address, :kyber_last_resort, [keys.last_resort], now)
         insert_generated(repo, address, keys, now)
@@ -203,7 +206,9 @@ defmodule Kith.Registration do
         case Instance.sealed(instance, :account_create, [user]) do
           {:ok, data_key} ->
             Accounts.insert_account(repo, user, data_key, now)
-            Accounts.data_key(repo, user)
+            # The account may be that of another process, which a third could take away again.
+            Accounts.lock(repo, user)
+            Accounts.data_key(repo, user) || raise Error.new(:stale)
 
           {:error, reason} ->
             raise Error.new(reason)
@@ -223,8 +228,9 @@ defmodule Kith.Registration do
     }
   end
 
-  def unregister(instance, address) do
+  def unregister(instance, {user, _} = address) do
     Instance.transaction(instance, fn repo ->
+      Accounts.lock(repo, user)
       threads = ArchivedMessages.threads(repo, address)
 
       case Accounts.delete_device(repo, address) do
@@ -262,8 +268,10 @@ defmodule Kith.Registration do
     end
   end
 
-  defp reserve(instance, address) do
+  defp reserve(instance, {user, _} = address) do
     Instance.transaction(instance, fn repo ->
+      Accounts.lock(repo, user)
+
       case fetch_local(repo, address) do
         {:ok, device} ->
           {{:ok, reserve_ids(instance, repo, address, device)}, []}
@@ -286,10 +294,12 @@ defmodule Kith.Registration do
     %{device: device, one_time: {first, count}, kyber_one_time: {kyber_first, kyber_count}}
   end
 
-  defp store_generated(instance, address, before, made, record) do
+  defp store_generated(instance, {user, _} = address, before, made, record) do
     %{data_key: data_key, identity: identity} = before
 
     Instance.transaction(instance, fn repo ->
+      Accounts.lock(repo, user)
+
       # Meanwhile the user may have gone or come anew, or another node may have filled the stock.
       case Accounts.device(repo, address) do
         %{data_key: ^data_key, identity: ^identity} ->
@@ -479,6 +489,7 @@ defmodule Kith.Registration do
         if Accounts.insert_device(repo, address, published, now) == 0,
           do: raise(Error.new(:stale))
 
+        Accounts.clear(repo, address)
         insert_stock(repo, address, bundle, now)
 
       %{identity: nil} = device ->

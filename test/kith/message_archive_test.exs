@@ -591,6 +591,7 @@ defmodule Kith.MessageArchiveTest do
     end
 
     test "is so under the name of another device or thread", %{kith: kith} do
+      # Before the rows are theirs: whoever registers begins with none.
       Kith.register!(kith, "ben", device: 2)
       Kith.register!(kith, "anna", device: 3)
       envelope!(kith, "cleo", "anna", "another thread")

@@ -1,6 +1,7 @@
 defmodule Kith.RegistrationTest do
   # A device that brings its identity key pair.
   use Kith.Case, async: true
+  use Kith.Test.Stores
 
   setup do
     {pair, public} = identity_key_pair()

@@ -1,25 +1,54 @@
 defmodule Kith.StoreTest do
-  # One repository module, so one test at a time.
+  # Repositories without a prefix: one of Ecto's shape over the embedded database, and one on PostgreSQL. Each is one
+  # module, so one test at a time.
   use Kith.Case, async: false
+  use Kith.Test.Stores
   doctest Kith.Store.SQL
 
   alias Kith.{Error, Migration, SQLite}
   alias Kith.Store.{Prekeys, Sessions}
-  alias Kith.Test.Repo
+  alias Kith.Test.Postgres
 
-  setup do
+  defmodule OnPostgres do
+    use Kith.Test.Postgres.Repo
+  end
+
+  setup context do
+    store = Map.get(context, :store, :sqlite)
+    OnPostgres.intercept(fn _sql, run -> run.() end)
+    repo = start_repo!(store)
+
+    # The bare store is tested on what an instance has: the handle of the embedded database, or the repository.
+    handle =
+      if store == :sqlite, do: SQLite.handle(__MODULE__.Database), else: Kith.Store.Repo.new(repo)
+
+    Process.put(__MODULE__, repo)
+    %{handle: handle, repo: repo}
+  end
+
+  defp start_repo!(:sqlite) do
     start_supervised!(
       {SQLite, path: Path.join(tmp_dir!(), "store.db"), name: __MODULE__.Database}
     )
 
-    handle = SQLite.handle(__MODULE__.Database)
-    Repo.connect(handle)
-    %{handle: handle}
+    Kith.Test.Repo.connect(SQLite.handle(__MODULE__.Database))
+    Kith.Test.Repo
   end
 
+  defp start_repo!(:postgres) do
+    address = Postgres.database!(Postgres.cluster(), "store_test")
+    start_supervised!({OnPostgres, address})
+    {:ok, _} = OnPostgres.query("DROP SCHEMA public CASCADE")
+    {:ok, _} = OnPostgres.query("CREATE SCHEMA public")
+    OnPostgres
+  end
+
+  # The repository of the test at hand.
+  defp repo, do: Process.get(__MODULE__)
+
   defp start_on_repo!(options \\ []) do
-    :ok = Migration.run(Repo)
-    start_kith!([repo: Repo] ++ options)
+    :ok = Migration.run(repo())
+    start_kith!([repo: repo()] ++ options)
   end
 
   describe "a repository" do
@@ -38,8 +67,8 @@ defmodule Kith.StoreTest do
 
     test "that is not migrated stops the instance with what to do" do
       Process.flag(:trap_exit, true)
-      assert {:error, reason} = Kith.start_link(defaults(repo: Repo, name: make_ref()))
-      assert inspect(reason) =~ "run Kith.Migration.run(Kith.Test.Repo)"
+      assert {:error, reason} = Kith.start_link(defaults(repo: repo(), name: make_ref()))
+      assert inspect(reason) =~ "call Kith.Migration.run(#{inspect(repo())})"
     end
   end
 
@@ -51,7 +80,7 @@ defmodule Kith.StoreTest do
 
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :stale
       assert attempts() == 4
-      Repo.intercept(fn _, run -> run.() end)
+      repo().intercept(fn _, run -> run.() end)
       assert Kith.prekey_count!(kith, "ben") == 100
       assert send!(kith, "anna", "ben", "x") == "x"
     end
@@ -72,7 +101,7 @@ defmodule Kith.StoreTest do
       register!(kith, ["anna", "ben"])
       lose_races(:always)
 
-      Repo.transaction(
+      repo().transaction(
         fn -> send(self(), {:reason, reason(Kith.encrypt(kith, "anna", "ben", "x"))}) end,
         log: false
       )
@@ -89,10 +118,10 @@ defmodule Kith.StoreTest do
       Kith.pre_key_bundle!(kith, "ben")
       reads = :counters.new(1, [])
 
-      Repo.intercept(fn sql, run ->
+      repo().intercept(fn sql, run ->
         # The second time the device is read: when the keys are made and to be stored.
         if sql =~ "FROM signal_identity_keys i LEFT JOIN" and :counters.get(reads, 1) > 0 do
-          Repo.intercept(fn _, run -> run.() end)
+          repo().intercept(fn _, run -> run.() end)
           Kith.unregister!(kith, "ben")
           Kith.register!(kith, "ben")
           Kith.pre_key_bundle!(kith, "ben")
@@ -129,7 +158,7 @@ defmodule Kith.StoreTest do
         for nth <- 1..statements do
           fail_at(nth)
           assert {:error, %Error{reason: :storage}} = call.()
-          Repo.intercept(fn _, run -> run.() end)
+          repo().intercept(fn _, run -> run.() end)
           assert rows() == before
         end
       end
@@ -137,6 +166,7 @@ defmodule Kith.StoreTest do
       assert Kith.decrypt!(kith, "anna", envelope) == "x"
     end
 
+    @tag store: :sqlite
     test "that stopped is :storage", %{handle: handle} do
       kith = start_on_repo!()
       register!(kith, ["anna", "ben"])
@@ -154,12 +184,12 @@ defmodule Kith.StoreTest do
         postgres: %{code: :not_null_violation, detail: "secret"}
       }
 
-      Repo.intercept(fn _, _ -> {:error, error} end)
+      repo().intercept(fn _, _ -> {:error, error} end)
       assert {:error, %Error{reason: :storage, detail: detail}} = Kith.register(kith, "anna")
       assert detail == "PostgreSQL says not_null_violation"
 
       deadlock = %{error | postgres: %{code: :deadlock_detected}}
-      Repo.intercept(fn _, _ -> {:error, deadlock} end)
+      repo().intercept(fn _, _ -> {:error, deadlock} end)
       assert reason(Kith.register(kith, "anna")) == :stale
     end
   end
@@ -359,11 +389,8 @@ defmodule Kith.StoreTest do
           id <- [1, 2, 2],
           do: Prekeys.replace(db, me, kind, {id, "public #{id}", "signature"}, id)
 
-      {:ok, %{rows: rows}} =
-        SQLite.query(
-          db,
-          "SELECT kind, prekey_id, public_key FROM signal_prekeys WHERE kind <> 'one_time'"
-        )
+      sql = "SELECT kind, prekey_id, public_key FROM kith.signal_prekeys WHERE kind <> 'one_time'"
+      rows = Kith.Store.Repo.rows(db, sql, [])
 
       assert Enum.sort(rows) == [["kyber_last_resort", 2, "public 2"], ["signed", 2, "public 2"]]
     end
@@ -388,7 +415,7 @@ defmodule Kith.StoreTest do
     for table <-
           ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions signal_braids
              signal_session_entries signal_base_keys) do
-      {:ok, %{rows: rows}} = Repo.query("SELECT * FROM #{table}", [], log: false)
+      {:ok, %{rows: rows}} = repo().query("SELECT * FROM #{table}", [], log: false)
       Enum.sort(rows)
     end
   end
@@ -398,7 +425,7 @@ defmodule Kith.StoreTest do
     counter = :counters.new(1, [])
     :persistent_term.put({__MODULE__, :attempts}, counter)
 
-    Repo.intercept(fn sql, run ->
+    repo().intercept(fn sql, run ->
       if sql =~ "INSERT INTO signal_sessions" do
         :counters.add(counter, 1, 1)
 
@@ -417,16 +444,16 @@ defmodule Kith.StoreTest do
   defp count_statements(call) do
     counter = :counters.new(1, [])
 
-    Repo.intercept(fn _, run ->
+    repo().intercept(fn _, run ->
       :counters.add(counter, 1, 1)
       run.()
     end)
 
     {:error, :undo} =
-      Repo.transaction(
+      repo().transaction(
         fn ->
           {:ok, _} = call.()
-          SQLite.rollback(SQLite.handle(__MODULE__.Database), :undo)
+          repo().rollback(:undo)
         end,
         log: false
       )
@@ -437,7 +464,7 @@ defmodule Kith.StoreTest do
   defp fail_at(nth) do
     counter = :counters.new(1, [])
 
-    Repo.intercept(fn _, run ->
+    repo().intercept(fn _, run ->
       :counters.add(counter, 1, 1)
 
       if :counters.get(counter, 1) == nth,

@@ -2,6 +2,7 @@ defmodule Kith.VersionsTest do
   # Which versions of the protocol are spoken with whom. A second instance plays the client that holds the private
   # keys, and decides what it publishes of them.
   use Kith.Case, async: true
+  use Kith.Test.Stores
 
   alias Kith.{Envelope, Error, PreKeyBundle}
 

@@ -3,10 +3,18 @@ defmodule Kith.Case do
   # Instances with a name and a database of their own, so that every test runs beside the others.
   use ExUnit.CaseTemplate
 
+  alias Kith.Test.{Postgres, PostgresRepo}
+
   using do
     quote do
       import Kith.Case
     end
+  end
+
+  # Where the rows of a test are, see Kith.Test.Stores. Instances are started by the process of the test.
+  setup context do
+    Process.put(__MODULE__, Map.get(context, :store, :sqlite))
+    :ok
   end
 
   # An application that depends on it starts it. Here nobody does.
@@ -35,13 +43,41 @@ defmodule Kith.Case do
       # A pass in the middle of a test would be in its way.
       |> Keyword.put_new(:maintenance_interval, :off)
 
-    if options[:repo] do
-      options
-    else
-      options
-      |> Keyword.put_new_lazy(:database, fn -> Path.join(tmp_dir!(), "kith.db") end)
-      |> Keyword.put_new(:synchronous, :normal)
+    cond do
+      options[:repo] -> options
+      store() == :postgres -> postgres(options)
+      true -> sqlite(options)
     end
+  end
+
+  @doc "What the test at hand runs on, `:sqlite` or `:postgres`."
+  def store, do: Process.get(__MODULE__, :sqlite)
+
+  defp sqlite(options) do
+    options
+    |> Keyword.put_new_lazy(:database, fn -> Path.join(tmp_dir!(), "kith.db") end)
+    |> Keyword.put_new(:synchronous, :normal)
+  end
+
+  # Each database is a schema, named after what would be its file.
+  defp postgres(options) do
+    {database, options} = Keyword.pop_lazy(options, :database, &tmp_dir!/0)
+    prefix = "kith_" <> Base.encode16(:erlang.md5(database), case: :lower)
+    start_postgres!()
+    :ok = Kith.Migration.run(PostgresRepo, prefix: prefix)
+    Keyword.merge(options, repo: PostgresRepo, prefix: prefix)
+  end
+
+  # One pool for all tests of the run.
+  defp start_postgres! do
+    :global.trans({__MODULE__, self()}, fn ->
+      if Process.whereis(PostgresRepo) == nil do
+        address = Postgres.address(Postgres.cluster())
+        patience = [timeout: 60_000, queue_timeout: 60_000]
+        {:ok, pid} = PostgresRepo.start_link(address ++ [pool_size: 20] ++ patience)
+        Process.unlink(pid)
+      end
+    end)
   end
 
   @doc "A folder of its own that goes with the test."
@@ -85,8 +121,28 @@ defmodule Kith.Case do
 
   @doc "Runs SQL on the database of an instance."
   def sql!(name, sql, params \\ []) do
-    {:ok, result} = Kith.SQLite.query(Kith.Instance.fetch!(name).repo, sql, params)
-    result.rows || result.num_rows
+    repo = Kith.Instance.fetch!(name).repo
+    sql = String.replace(sql, ~r/\b(?<!\.)(signal_|message_encryption)/, "kith.\\1")
+
+    case Kith.Store.Repo.query(repo, sql, params) do
+      {:ok, result} -> result.rows || result.num_rows
+      {:error, error} -> raise error
+    end
+  end
+
+  @doc "Runs a function in a transaction of an instance's database that is rolled back, and returns what it returned."
+  def undone!(name, fun) do
+    result =
+      case Kith.Instance.fetch!(name).repo do
+        %Kith.SQLite{} = repo ->
+          Kith.SQLite.transaction(repo, fn -> Kith.SQLite.rollback(repo, fun.()) end)
+
+        %{module: repo} ->
+          repo.transaction(fn -> repo.rollback(fun.()) end)
+      end
+
+    {:error, result} = result
+    result
   end
 
   @doc "Every row of every table of Kith, to compare before and after."

@@ -14,9 +14,17 @@ defmodule Kith.Test.Repo do
   def query(sql, params, log: false) do
     {handle, intercept} = :persistent_term.get(__MODULE__)
     # The words SQLite does not know, and a cluster that never moves.
-    sql = String.replace(sql, Kith.Store.Repo.timeline(), "'00000001'")
-    sql = String.replace(sql, ~r/SELECT CAST\(\(SELECT system.*/s, "SELECT 1, '00000001', 1")
-    sql = String.replace(sql, ~r/ FOR (UPDATE( SKIP LOCKED)?|KEY SHARE)/, "")
+    sql =
+      sql
+      |> String.replace(Kith.Store.Repo.timeline(), "'00000001'")
+      |> String.replace(~r/SELECT CAST\(\(SELECT system.*/s, "SELECT 1, '00000001', 1")
+      |> String.replace(~r/ FOR (UPDATE|KEY SHARE)( OF \w)?( SKIP LOCKED)?/, "")
+      |> String.replace(~r/SELECT pg_advisory_xact_lock\(\d+\)/, "SELECT NULL")
+      |> String.replace(
+        "to_regclass($1) IS NOT NULL",
+        "EXISTS (SELECT 1 FROM sqlite_master WHERE name = $1)"
+      )
+
     intercept.(sql, fn -> SQLite.query(handle, sql, Enum.map(params, &param/1)) end)
   end
 
@@ -28,6 +36,11 @@ defmodule Kith.Test.Repo do
   def in_transaction? do
     {handle, _} = :persistent_term.get(__MODULE__)
     SQLite.in_transaction?(handle)
+  end
+
+  def rollback(value) do
+    {handle, _} = :persistent_term.get(__MODULE__)
+    SQLite.rollback(handle, value)
   end
 
   defp pass(_sql, run), do: run.()

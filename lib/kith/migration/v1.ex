@@ -125,4 +125,12 @@ defmodule Kith.Migration.V1 do
       "CREATE INDEX IF NOT EXISTS message_encryption_protocol ON kith.message_encryption (protocol)"
     ]
   end
+
+  # message_encryption is the application's.
+  def down do
+    for table <-
+          ~w(signal_accounts signal_identity_keys signal_prekeys signal_sessions signal_braids
+                    signal_archived_sessions signal_session_entries signal_base_keys),
+        do: "DROP TABLE kith.#{table}"
+  end
 end

@@ -114,4 +114,29 @@ defmodule Kith.Migration.V2 do
       """
     ]
   end
+
+  def down do
+    tables =
+      for table <- ~w(signal_recoveries signal_threads signal_archived_messages signal_maintenance
+                      signal_installation),
+          do: "DROP TABLE kith.#{table}"
+
+    columns =
+      for {table, column} <- [
+            signal_sessions: "renew_since",
+            signal_sessions: "established_at",
+            signal_sessions: "received_at",
+            signal_session_entries: "created_at",
+            signal_prekeys: "superseded_at"
+          ],
+          do: "ALTER TABLE kith.#{table} DROP COLUMN #{column}"
+
+    # PostgreSQL drops them with their columns, SQLite does not drop the columns before.
+    indexes =
+      for index <- ~w(signal_session_entries_age signal_prekeys_superseded signal_prekeys_used
+                      signal_prekeys_age signal_base_keys_signed_prekey),
+          do: "DROP INDEX kith.#{index}"
+
+    tables ++ indexes ++ columns
+  end
 end

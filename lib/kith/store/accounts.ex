@@ -23,27 +23,36 @@ defmodule Kith.Store.Accounts do
   FROM kith.signal_identity_keys i LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
   """
 
-  @doc "The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere."
+  @doc """
+  The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere.
+
+  The device stays registered until the transaction ends: what is sealed for it then is sealed with its keys, and not
+  with those of a registration that another node has ended meanwhile.
+  """
   @spec device(Repo.repo(), Address.t()) :: nil | device
   def device(repo, {user, device}) do
-    sql = "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2"
+    sql = "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2 #{hold(repo)}"
     for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
   end
 
-  @doc "The keys of all devices of some users, by address."
+  @doc "The keys of all devices of some users, by address. They stay registered too."
   @spec devices(Repo.repo(), [Address.user()]) :: %{Address.t() => device}
   def devices(repo, users), do: elem(devices_at(repo, users, "NULL"), 0)
 
   @doc "The same, with what an expression of SQL says at that moment, or nil where there is no device."
   @spec devices_at(Repo.repo(), [Address.user()], String.t()) :: {%{Address.t() => device}, term}
   def devices_at(repo, users, expression) do
-    sql =
-      "SELECT #{expression}, #{@columns} #{@from} WHERE i.user_id IN (#{SQL.list(1, length(users))})"
+    sql = """
+    SELECT #{expression}, #{@columns} #{@from} WHERE i.user_id IN (#{SQL.list(1, length(users))})
+    #{hold(repo)}
+    """
 
     rows = Repo.rows(repo, sql, users)
     said = with [[said | _] | _] <- rows, do: said, else: ([] -> nil)
     {for([_, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}), said}
   end
+
+  defp hold(repo), do: Repo.hold(repo, "i", "i.user_id, i.device_id")
 
   defp row([data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]) do
     %{
@@ -55,6 +64,10 @@ defmodule Kith.Store.Accounts do
       next_kyber_prekey_id: next_kyber_prekey_id
     }
   end
+
+  @doc "Makes whoever registers or unregisters devices of a user, or makes prekeys for them, wait for each other."
+  def lock(repo, user),
+    do: Repo.lock_rows(repo, "SELECT 1 FROM kith.signal_accounts WHERE user_id = $1", [user])
 
   @doc "The wrapped data key of a user."
   @spec data_key(Repo.repo(), Address.user()) :: nil | binary
@@ -138,6 +151,31 @@ defmodule Kith.Store.Accounts do
         [user, device]
       )
 
+    # Two devices that go at once each have a session with the other.
+    sql = """
+    SELECT 1 FROM kith.signal_sessions
+    WHERE (user_id = $1 AND device_id = $2) OR (peer_id = $1 AND peer_device_id = $2)
+    ORDER BY user_id, device_id, peer_id, peer_device_id
+    """
+
+    Repo.lock_rows(repo, sql, [user, device])
+    clear(repo, {user, device})
+
+    sql = """
+    DELETE FROM kith.signal_accounts WHERE user_id = $1
+      AND NOT EXISTS (SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $2)
+    """
+
+    Repo.execute(repo, sql, [user, user])
+    deleted
+  end
+
+  @doc """
+  Deletes what belongs to a device.
+
+  On PostgreSQL a call that was under way while the device went may have left a row behind.
+  """
+  def clear(repo, {user, device}) do
     for table <- ~w(signal_prekeys signal_sessions signal_braids signal_archived_sessions
                     signal_session_entries signal_base_keys signal_archived_messages
                     signal_recoveries) do
@@ -147,13 +185,7 @@ defmodule Kith.Store.Accounts do
       ])
     end
 
-    sql = """
-    DELETE FROM kith.signal_accounts WHERE user_id = $1
-      AND NOT EXISTS (SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $2)
-    """
-
-    Repo.execute(repo, sql, [user, user])
-    deleted
+    :ok
   end
 
   @doc """

@@ -25,7 +25,38 @@ defmodule Kith.Store.Repo do
   def new(repo, prefix \\ nil)
   def new(repo, nil) when is_embedded(repo), do: repo
   def new(%__MODULE__{} = repo, nil), do: repo
-  def new(module, prefix) when is_atom(module), do: %__MODULE__{module: module, prefix: prefix}
+
+  def new(module, prefix) when is_atom(module) do
+    with :ok <- module(module), :ok <- prefix(prefix) do
+      %__MODULE__{module: module, prefix: prefix}
+    else
+      {:error, message} -> raise ArgumentError, message
+    end
+  end
+
+  def new(_other, _prefix),
+    do: raise(ArgumentError, "expected a repository, and :prefix with one on PostgreSQL only")
+
+  defp module(module) do
+    if Code.ensure_loaded?(module) and function_exported?(module, :query, 3) and
+         function_exported?(module, :transaction, 2),
+       do: :ok,
+       else:
+         {:error,
+          "expected a repository to be a module with query/3 and transaction/2, got: #{inspect(module)}"}
+  end
+
+  @doc "Whether this is a name for a schema."
+  @spec prefix(term) :: :ok | {:error, String.t()}
+  def prefix(nil), do: :ok
+
+  def prefix(prefix) do
+    if is_binary(prefix) and prefix =~ ~r/\A[a-z_][a-z0-9_]{0,62}\z/,
+      do: :ok,
+      else:
+        {:error,
+         "expected :prefix to be the name of a schema: lower case letters, digits and _, at most 63"}
+  end
 
   @doc ~S"""
   Puts the schema before the names of tables.
@@ -46,6 +77,11 @@ defmodule Kith.Store.Repo do
   def skip_locked(repo) when is_embedded(repo), do: ""
   def skip_locked(_repo), do: " FOR UPDATE SKIP LOCKED"
 
+  @doc "Words that lock the rows of one table among those that are joined, named by its alias."
+  @spec lock_of(repo, String.t()) :: String.t()
+  def lock_of(repo, _alias) when is_embedded(repo), do: ""
+  def lock_of(_repo, alias), do: " FOR UPDATE OF #{alias}"
+
   @doc """
   Locks the rows of a statement that reads them alone.
 
@@ -59,6 +95,14 @@ defmodule Kith.Store.Repo do
     rows(repo, sql <> " FOR UPDATE", params)
     :ok
   end
+
+  @doc """
+  Words that keep the rows of a table in a statement, sorted by its key, from being deleted until the transaction ends.
+  Others may do so at the same time. SQLite's writer is alone.
+  """
+  @spec hold(repo, table :: String.t(), key :: String.t()) :: String.t()
+  def hold(repo, _table, _key) when is_embedded(repo), do: ""
+  def hold(_repo, table, key), do: " ORDER BY #{key} FOR KEY SHARE OF #{table}"
 
   @doc "An expression of PostgreSQL: the timeline that is written, 8 hexadecimal digits."
   @spec timeline() :: String.t()
@@ -119,11 +163,15 @@ defmodule Kith.Store.Repo do
     end
   end
 
-  defp query(repo, sql, params) when is_embedded(repo),
+  @doc false
+  # As the database answers.
+  def query(repo, sql, params)
+
+  def query(repo, sql, params) when is_embedded(repo),
     do: Kith.SQLite.query(repo, qualify(sql, nil), params)
 
   # log: false, since a query log prints parameters.
-  defp query(%{module: module, prefix: prefix}, sql, params),
+  def query(%{module: module, prefix: prefix}, sql, params),
     do: module.query(qualify(sql, prefix), Enum.map(params, &plain/1), log: false)
 
   defp plain({:blob, bytes}), do: bytes

@@ -46,23 +46,23 @@ defmodule Kith.Store.Sessions do
   @doc "No row."
   def none, do: @none
 
-  @doc "The session rows of one device with all devices of some users, by address, locked in the order of the key."
+  @doc """
+  The session rows of one device with all devices of some users, by address, locked in the order of the key, in one statement.
+
+  PostgreSQL shows a row it had to wait for as it is then, and the braid beside it as it was when the statement began: such
+  a pair does not open. Read again, under the lock that is held now, they fit.
+  """
   @spec fetch_many(Repo.repo(), Address.t(), [Address.user()]) :: %{Address.t() => row}
   def fetch_many(_repo, _local, []), do: %{}
 
   def fetch_many(repo, {user, device}, users) do
-    with_users = """
+    sql = """
+    SELECT peer_id, peer_device_id, #{@columns} FROM #{@with_braid}
     WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
+    ORDER BY peer_id, peer_device_id#{Repo.lock_of(repo, "s")}
     """
 
-    locked =
-      "SELECT generation FROM kith.signal_sessions #{with_users} ORDER BY peer_id, peer_device_id"
-
-    sql = "SELECT peer_id, peer_device_id, #{@columns} FROM #{@with_braid} #{with_users}"
-    params = [user, device | users]
-    Repo.lock_rows(repo, locked, params)
-
-    for [peer, peer_device | row] <- Repo.rows(repo, sql, params),
+    for [peer, peer_device | row] <- Repo.rows(repo, sql, [user, device | users]),
         into: %{},
         do: {{peer, peer_device}, row(row)}
   end
@@ -93,6 +93,21 @@ defmodule Kith.Store.Sessions do
     }
   end
 
+  @doc "What a device remembers of the devices of a user, by address. Nothing is locked: it was locked in another order."
+  @spec remembered(Repo.repo(), Address.t(), Address.user()) :: %{
+          Address.t() => %{identity: binary}
+        }
+  def remembered(repo, {user, device}, peer) do
+    sql = """
+    SELECT peer_device_id, identity FROM kith.signal_sessions
+    WHERE user_id = $1 AND device_id = $2 AND peer_id = $3 AND identity IS NOT NULL
+    """
+
+    for [peer_device, identity] <- Repo.rows(repo, sql, [user, device, peer]),
+        into: %{},
+        do: {{peer, peer_device}, %{identity: identity}}
+  end
+
   @doc """
   What a device remembers of another device of the same user than this one, sealed: `{device, identity}` or nil. Those
   of one user share an identity.
@@ -115,10 +130,14 @@ defmodule Kith.Store.Sessions do
   """
   @spec put(Repo.repo(), Address.t(), [tuple], integer, [{atom, nil | integer}]) ::
           non_neg_integer
-  def put(repo, {user, device}, rows, now, further \\ []) do
+  def put(repo, local, rows, now, further \\ []) do
+    {new, known} = Enum.split_with(rows, fn {_, generation, _, _} -> generation == 1 end)
+    put(repo, local, known, now, further, :known) + put(repo, local, new, now, further, :new)
+  end
+
+  defp put(repo, {user, device}, rows, now, further, kind) do
     {names, values} = Enum.unzip(further)
     shared = Enum.map(3..(3 + length(names))//1, &"$#{&1}")
-    update = Enum.map_join(names, &", #{&1} = excluded.#{&1}")
 
     rows
     |> SQL.chunks()
@@ -133,10 +152,7 @@ defmodule Kith.Store.Sessions do
         (user_id, device_id, peer_id, peer_device_id, generation, state, identity, created_at,
          #{Enum.join([:updated_at | names], ", ")})
       VALUES #{values_of_rows}
-      ON CONFLICT (user_id, device_id, peer_id, peer_device_id) DO UPDATE SET
-        generation = excluded.generation, state = excluded.state, identity = excluded.identity,
-        updated_at = excluded.updated_at#{update}
-      WHERE signal_sessions.generation = excluded.generation - 1
+      ON CONFLICT (user_id, device_id, peer_id, peer_device_id) #{on_conflict(kind, names)}
       """
 
       own =
@@ -146,6 +162,19 @@ defmodule Kith.Store.Sessions do
 
       written + Repo.execute(repo, sql, [user, device, now | values] ++ own)
     end)
+  end
+
+  # A row that was not there was not locked either. To wait for one that somebody has made meanwhile, with others held
+  # already, is how two writers wait for each other.
+  defp on_conflict(:new, _names), do: "DO NOTHING"
+
+  defp on_conflict(:known, names) do
+    """
+    DO UPDATE SET
+      generation = excluded.generation, state = excluded.state, identity = excluded.identity,
+      updated_at = excluded.updated_at#{Enum.map_join(names, &", #{&1} = excluded.#{&1}")}
+    WHERE signal_sessions.generation = excluded.generation - 1
+    """
   end
 
   @doc "Marks sessions: the next message to each of the peers starts a new one."

@@ -487,6 +487,8 @@ impl SessionRecord {
         }
         let nothing_stored = without_chain.is_empty();
         let mut error = None;
+        // A session that lacks a part may be the one: it is asked again, whatever the others said.
+        let mut not_loaded = None;
         let mut hashes = MAX_HASHES_PER_MESSAGE;
         for (candidate, session) in without_chain {
             // What a trial costs is in the message, which nobody has authenticated yet.
@@ -501,16 +503,18 @@ impl SessionRecord {
             match open(session) {
                 Ok(opened) => return Ok((candidate, opened)),
                 Err(Refusal::Version) => {}
+                Err(Refusal::NotLoaded(part)) => not_loaded = not_loaded.or(Some(part)),
                 Err(refusal) => {
                     error = error.or_else(|| Some(refusal.into_error(message.version())));
                 }
             }
         }
-        Err(match (&self.archived, nothing_stored, error) {
-            (Archive::NotLoaded, _, _) => DecryptError::NotLoaded(NotLoaded::Archive),
-            (Archive::Loaded(_), true, _) => DecryptError::SessionNotFound,
-            (Archive::Loaded(_), false, Some(error)) => error,
-            (Archive::Loaded(_), false, None) => {
+        Err(match (&self.archived, not_loaded, nothing_stored, error) {
+            (Archive::NotLoaded, ..) => DecryptError::NotLoaded(NotLoaded::Archive),
+            (Archive::Loaded(_), Some(part), ..) => DecryptError::NotLoaded(part),
+            (Archive::Loaded(_), None, true, _) => DecryptError::SessionNotFound,
+            (Archive::Loaded(_), None, false, Some(error)) => error,
+            (Archive::Loaded(_), None, false, None) => {
                 DecryptError::UnsupportedVersion(message.version())
             }
         })
