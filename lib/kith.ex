@@ -92,10 +92,12 @@ defmodule Kith do
 
   alias Kith.{
     Address,
+    Doctor,
     Envelope,
     Error,
     Installation,
     Instance,
+    Maintenance,
     Message,
     MessageArchive,
     Messages,
@@ -130,6 +132,7 @@ defmodule Kith do
     register: [:user, :options],
     unregister: [:address],
     replenish: [:address],
+    maintain: [],
     prekey_count: [:address],
     kyber_prekey_count: [:address],
     pre_key_bundle: [:address],
@@ -142,6 +145,8 @@ defmodule Kith do
     decrypt: [:to, :envelope, :options],
     recover: [:to, :envelope, :error],
     resend: [:to, :report],
+    doctor: [],
+    doctor: [:to, :envelope],
     history: [:address, :thread],
     history: [:address, :thread, :options],
     shred: [:thread],
@@ -182,6 +187,9 @@ defmodule Kith do
       @doc "Starts this instance. Its options are those of `use Kith`, of the application and these."
       def start_link(options \\ []),
         do: Kith.start_link(Kith.Options.merge(__MODULE__, @kith_options, options))
+
+      @doc false
+      def __kith__(:options), do: Kith.Options.merge(__MODULE__, @kith_options, [])
 
       unquote_splicing(delegates)
 
@@ -282,6 +290,29 @@ defmodule Kith do
   @spec kyber_prekey_count(name, Address.given()) :: result(non_neg_integer)
   def kyber_prekey_count(name, address),
     do: Registration.prekey_count(Instance.fetch!(name), Address.new!(address), :kyber_one_time)
+
+  @doc """
+  Makes a pass of maintenance now, and returns what it did when it is over.
+
+  An instance makes one about every hour by itself, see `:maintenance_interval` in `Kith.Options`. An application that has
+  jobs of its own may turn that off and call this. A pass
+
+    * fills the stock of one-time prekeys of devices that have few left (`replenished` devices);
+    * replaces signed prekeys and Kyber prekeys of last resort that are too old (`rotated` devices);
+    * deletes one-time prekeys that were used, or can be used by nobody any more (`prekeys`), the `signed_prekeys` and Kyber
+      prekeys of last resort that were replaced before the grace period, with the `base_keys` remembered of them, the
+      `skipped_keys` of messages that never came, old counts of `recoveries`, and expired `messages` of the archive;
+    * puts `sessions` away in which nobody answers;
+    * empties the write-ahead log of the embedded database after it has deleted something.
+
+  What another node is doing at the moment is left to it. `failed` counts devices and sessions that got an error, each with a line
+  in the log; they do not keep the others from being done. A task that fails as a whole makes the call fail with the error, and
+  the other tasks are done nevertheless; the next pass tries again.
+
+  Raises inside a transaction, for which the pass would wait. Errors: `:storage`, `:stale`, `:panic`.
+  """
+  @spec maintain(name) :: result(%{atom => non_neg_integer})
+  def maintain(name), do: Maintenance.run(Instance.fetch!(name))
 
   @doc """
   Hands out the public keys with which a client of its own starts a session with a device.
@@ -444,6 +475,42 @@ defmodule Kith do
 
     with {:ok, to, report} <- Messages.addressed(Address.recipient!(to), report),
          do: Recovery.resend(instance, to, report)
+  end
+
+  @doc """
+  Looks whether the tables are those of this release, the data keys of all accounts open, sessions wait to start anew,
+  and devices run low on prekeys.
+
+  Returns `{check, :ok | :warning | :error, sentence}` each; `mix kith.doctor` prints them. It reads all accounts, a hundred
+  at a time.
+
+  Errors: those of the machinery.
+  """
+  @spec doctor(name) :: result([{atom, :ok | :warning | :error, String.t()}])
+  def doctor(name), do: Doctor.instance(Instance.fetch!(name))
+
+  @doc """
+  Explains why an envelope does not open on a device, without opening it for good: nothing is written.
+
+  Returns a map of `:opens`, `:reason` (the one `decrypt/4` would give, but for what the archive answers), an `:explanation` in
+  sentences, and `:facts`: what of the message can be seen, the state of the session, which chain its ratchet key
+  belongs to (`:current`, `:archived`, `:own`, `:unknown`), whether its key is kept, what has become of the prekeys it names, and whose
+  identity it claims. There is no secret and no text in it.
+
+  Errors: `:malformed` for what is no envelope, and those of the machinery.
+  """
+  @spec doctor(name, Address.given(), Envelope.t() | binary) ::
+          result(%{
+            opens: boolean,
+            reason: nil | Error.reason(),
+            explanation: String.t(),
+            facts: map
+          })
+  def doctor(name, to, envelope) do
+    instance = Instance.fetch!(name)
+
+    with {:ok, to, envelope} <- Messages.addressed(Address.recipient!(to), envelope),
+         do: Doctor.message(instance, to, envelope)
   end
 
   @doc """

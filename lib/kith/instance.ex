@@ -53,19 +53,25 @@ defmodule Kith.Instance do
     end
   end
 
+  @doc "Milliseconds since 1970. Tests give an instance another clock."
+  @spec now(t) :: integer
+  def now(%__MODULE__{options: %{clock: nil}}), do: System.system_time(:millisecond)
+  def now(%__MODULE__{options: %{clock: clock}}), do: clock.()
+
   @doc """
   The time in milliseconds for a message, each later than the one before: a report names a message by it. Two nodes may
   give one twice.
   """
   @spec timestamp(t) :: pos_integer
-  def timestamp(%__MODULE__{stamps: stamps}), do: later(stamps, :atomics.get(stamps, 1))
+  def timestamp(%__MODULE__{stamps: stamps} = instance),
+    do: later(instance, :atomics.get(stamps, 1))
 
-  defp later(stamps, last) do
-    stamp = max(System.system_time(:millisecond), last + 1)
+  defp later(%{stamps: stamps} = instance, last) do
+    stamp = max(now(instance), last + 1)
 
     case :atomics.compare_exchange(stamps, 1, last, stamp) do
       :ok -> stamp
-      other -> later(stamps, other)
+      other -> later(instance, other)
     end
   end
 

@@ -13,7 +13,7 @@ defmodule Kith.Messages do
     Telemetry
   }
 
-  alias Kith.Store.{Accounts, Prekeys, Sessions}
+  alias Kith.Store.{Accounts, Prekeys, Repo, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
   @max_recipients 1_000
@@ -178,7 +178,7 @@ defmodule Kith.Messages do
 
   # Sorted, so that two fan-outs lock the rows they share in one order.
   defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, {whole, target}) do
-    now = now()
+    now = Instance.now(instance)
     timestamp = Instance.timestamp(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
@@ -467,7 +467,41 @@ defmodule Kith.Messages do
   end
 
   defp receive_in(instance, repo, {to, device}, envelope, header, options) do
-    now = now()
+    now = Instance.now(instance)
+    {result, session, records} = look(instance, repo, {to, device}, envelope, header, now)
+
+    case result do
+      {:ok, opened} ->
+        commit(repo, to, envelope.from, session, opened, now)
+        if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
+        MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
+        {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
+
+      {:error, error} ->
+        MessageArchive.answer(instance, repo, to, envelope, error)
+    end
+  end
+
+  @doc "Whether an envelope would open, in the caller's transaction: nothing is written."
+  @spec attempt(Instance.t(), Repo.repo(), Address.t(), Envelope.t()) :: :ok | {:error, Error.t()}
+  def attempt(_instance, _repo, to, %Envelope{to: other, type: type})
+      when other != to or type in [:self, :report],
+      do: {:error, Error.new(:malformed)}
+
+  def attempt(instance, repo, to, envelope) do
+    with {:ok, header} <- inspect_message(instance, envelope),
+         {:ok, device} <- Registration.fetch_local(repo, to),
+         {{:ok, _}, _session, _records} <-
+           look(instance, repo, {to, device}, envelope, header, Instance.now(instance)) do
+      :ok
+    else
+      {{:error, error}, _session, _records} -> {:error, error}
+      error -> error
+    end
+  end
+
+  # A message opened and nothing written, with the session before it.
+  defp look(instance, repo, {to, device}, envelope, header, now) do
     from = envelope.from
     session = with_sibling(Sessions.fetch(repo, to, from), repo, to, from)
     loaded = private_halves(instance, repo, to, header, now)
@@ -483,21 +517,18 @@ defmodule Kith.Messages do
         do: establishing(instance, to, :responder, call),
         else: {call.(), []}
 
-    with {:ok, opened} <- result,
-         :ok <- expected_identity(instance, repo, from, session, header),
-         :ok <- unused_base_key(repo, to, opened) do
-      commit(repo, to, from, session, opened, now)
-      if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
-      MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
-      {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
-    else
-      {:error, error} -> MessageArchive.answer(instance, repo, to, envelope, error)
-    end
+    result =
+      with {:ok, opened} <- result,
+           :ok <- expected_identity(instance, repo, from, session, header),
+           :ok <- unused_base_key(repo, to, from, session, opened),
+           do: {:ok, opened}
+
+    {result, session, records}
   end
 
   # What is remembered of another device of the sender, asked for when a device is met.
   defp with_sibling(%{identity: nil} = session, repo, to, {user, _} = from),
-    do: Map.put(session, :sibling, Sessions.sibling(Sessions.fetch_many(repo, to, [user]), from))
+    do: Map.put(session, :sibling, Sessions.sibling(Sessions.remembered(repo, to, user), from))
 
   defp with_sibling(session, _repo, _to, _from), do: session
 
@@ -518,16 +549,27 @@ defmodule Kith.Messages do
 
   # A session was made from this base key, and is gone. The message may be new or a replay: it is not opened,
   # and a message in the other direction starts over.
-  defp unused_base_key(repo, to, %{base_key: {_, base_key}}) do
-    if Prekeys.base_key_used?(repo, to, base_key),
-      do: {:error, Error.new(:session_not_found, "the session of this message was deleted")},
-      else: :ok
+  defp unused_base_key(repo, to, from, session, %{base_key: {_, base_key}}) do
+    cond do
+      not Prekeys.base_key_used?(repo, to, base_key) ->
+        :ok
+
+      # Another first message of the session has made it meanwhile. There was no row to wait for.
+      Sessions.fetch(repo, to, from).generation != session.generation ->
+        raise Error.new(:stale)
+
+      true ->
+        {:error, Error.new(:session_not_found, "the session of this message was deleted")}
+    end
   end
 
-  defp unused_base_key(_repo, _to, _opened), do: :ok
+  defp unused_base_key(_repo, _to, _from, _session, _opened), do: :ok
 
-  defp purge(instance, repo, to, now),
-    do: Prekeys.delete_used(repo, to, now - instance.options.prekey_grace_period * 1_000)
+  # Kith.Maintenance deletes what had a grace. Without one there is nothing to wait for.
+  defp purge(%{options: %{prekey_grace_period: 0}}, repo, to, now),
+    do: Prekeys.delete_used(repo, to, now)
+
+  defp purge(_instance, _repo, _to, _now), do: :ok
 
   defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: %{}
 
@@ -591,18 +633,18 @@ defmodule Kith.Messages do
       Sessions.delete_entries_of_session(repo, to, from, session_id)
     end
 
-    entries(repo, to, from, opened)
+    entries(repo, to, from, opened, now)
   end
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
-  defp entries(repo, to, from, %{session_id: session_id} = opened) do
+  defp entries(repo, to, from, %{session_id: session_id} = opened, now) do
     for position <- opened.entries_removed,
         do: Sessions.delete_entry(repo, to, from, session_id, position)
 
     for group <- opened.entries_dropped,
         do: Sessions.delete_entries_of_group(repo, to, from, session_id, group)
 
-    Sessions.put_entries(repo, to, from, session_id, opened.entries_added)
+    Sessions.put_entries(repo, to, from, session_id, opened.entries_added, now)
 
     for evicted <- opened.entries_evicted,
         do: Sessions.evict_entries(repo, to, from, session_id, evicted)
@@ -649,6 +691,4 @@ defmodule Kith.Messages do
 
   defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
   defp peer(user), do: %{peer_id: user, peer_device_id: nil}
-
-  defp now, do: System.system_time(:millisecond)
 end

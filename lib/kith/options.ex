@@ -44,7 +44,7 @@ defmodule Kith.Options do
       prekeys. Default 20.
     * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
-      sooner. Default 604,800 (7 days).
+      sooner. With 0 it is deleted with the message that used it. Default 604,800 (7 days).
     * `:refresh_after` - seconds without a message from a peer after which the next message to them starts a new
       session, so that one that only one side uses does not stay unhealed. Default 2,592,000 (30 days).
     * `:resend_window` - seconds after which a message is not sent again, though its recipient reports that it did not
@@ -66,6 +66,24 @@ defmodule Kith.Options do
       `[retention: seconds]`, after which a message disappears. A retention holds for what is written from then on.
       What is kept can be read by a thief of the database *and* the key-encryption key: see "Message archive" in
       `Kith`.
+
+  ## The life of keys
+
+  What follows is done by a process of the instance, or by `Kith.maintain/1`. Of many nodes on one database one does it.
+
+    * `:maintenance_interval` - seconds between two passes, a tenth more or less, 1 to 604,800. The first one comes soon
+      after the start. `:off`, or 0, for an application that calls `Kith.maintain/1` by itself. Default 3,600.
+    * `:prekey_rotation` - seconds after which a device gets a new signed prekey and a new Kyber prekey of last resort.
+      0 for never; then prekeys that were handed out and not used stay for ever too. Default 604,800 (7 days).
+    * `:signed_prekey_grace_period` - seconds the ones of before still open first messages, made from a bundle that was
+      fetched earlier. After that such a message is answered with `:unknown_prekey`. Longer forgives slower senders;
+      whoever steals the database *and* the key-encryption key can open recorded first messages that far back, those made
+      without one-time prekeys. Default 2,592,000 (30 days).
+    * `:skipped_key_lifetime` - seconds the key of a message that has not arrived is kept. A message that comes later is
+      `:duplicate`. 0 keeps them as long as the session has room for them. Default 2,592,000 (30 days).
+    * `:unacknowledged_session_lifetime` - seconds after which a session in which nobody has answered is put away, so that
+      the next message starts a new one; an answer still opens. Not even 0, for never, sends in one that is older
+      than 30 days. Default 2,592,000 (30 days).
 
   ## Other
 
@@ -95,7 +113,14 @@ defmodule Kith.Options do
             max_plaintext: 65_536,
             unknown_senders: :refuse,
             max_attempts: 5,
-            archive: false
+            archive: false,
+            maintenance_interval: 3_600,
+            prekey_rotation: 604_800,
+            signed_prekey_grace_period: 2_592_000,
+            skipped_key_lifetime: 2_592_000,
+            unacknowledged_session_lifetime: 2_592_000,
+            # For tests: the time in milliseconds.
+            clock: nil
 
   @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
 
@@ -117,7 +142,13 @@ defmodule Kith.Options do
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
           max_attempts: pos_integer,
-          archive: false | [retention: nil | pos_integer]
+          archive: false | [retention: nil | pos_integer],
+          maintenance_interval: non_neg_integer | :off,
+          prekey_rotation: non_neg_integer,
+          signed_prekey_grace_period: non_neg_integer,
+          skipped_key_lifetime: non_neg_integer,
+          unacknowledged_session_lifetime: non_neg_integer,
+          clock: nil | (() -> integer)
         }
 
   @doc """
@@ -222,7 +253,13 @@ defmodule Kith.Options do
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100},
-      archive: {:custom, &archive/1}
+      archive: {:custom, &archive/1},
+      maintenance_interval: {:custom, &interval/1},
+      prekey_rotation: {:integer, 0..31_536_000},
+      signed_prekey_grace_period: {:integer, 0..31_536_000},
+      skipped_key_lifetime: {:integer, 0..31_536_000},
+      unacknowledged_session_lifetime: {:integer, 0..31_536_000},
+      clock: :any
     ]
   end
 
@@ -265,6 +302,15 @@ defmodule Kith.Options do
 
   defp threshold(_), do: :ok
 
+  defp interval(:off), do: :ok
+  defp interval(seconds) when is_integer(seconds) and seconds in 0..604_800, do: :ok
+
+  defp interval(other),
+    do:
+      {:error,
+       "expected :maintenance_interval to be :off or an integer from 0 to 604800, got: #{inspect(other)}"}
+
+  # No message below prints a value: a key may stand in any place by mistake.
   defp keys(keys) do
     cond do
       not Keyword.keyword?(keys) ->

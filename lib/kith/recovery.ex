@@ -51,7 +51,7 @@ defmodule Kith.Recovery do
 
   defp report(instance, to, from, envelope, reason) do
     Instance.transaction(instance, fn repo ->
-      now = now()
+      now = Instance.now(instance)
 
       with {:ok, device} <- Registration.fetch_local(repo, to),
            {:ok, content} <- report_of(instance, envelope),
@@ -117,7 +117,7 @@ defmodule Kith.Recovery do
     with {:ok, {ratchet_key, timestamp, device}} <- native(instance, :report_parse, [body]),
          :ok <- of_device(device, number) do
       Instance.transaction(instance, fn repo ->
-        now = now()
+        now = Instance.now(instance)
         answered = %{timestamp: timestamp, renewed: false, envelopes: []}
 
         with {:ok, local} <- Registration.fetch_local(repo, to),
@@ -210,6 +210,4 @@ defmodule Kith.Recovery do
   end
 
   defp malformed(why), do: {:error, Error.new(:malformed, why)}
-
-  defp now, do: System.system_time(:millisecond)
 end
