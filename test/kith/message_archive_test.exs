@@ -164,7 +164,7 @@ defmodule Kith.MessageArchiveTest do
       envelope = envelope!(kith, "anna", "ben", "hello")
       before = dump(kith)
 
-      rolled_back(kith, fn ->
+      undone!(kith, fn ->
         assert Kith.decrypt!(kith, "ben", envelope, thread: "new") == "hello"
         assert Kith.decrypt!(kith, "ben", envelope, thread: "new") == "hello"
         envelope!(kith, "ben", "anna", "unsent", thread: "new")
@@ -885,7 +885,7 @@ defmodule Kith.MessageArchiveTest do
     test "is undone with the application's transaction", %{kith: kith} do
       envelope!(kith, "anna", "ben", "hello", thread: "one")
 
-      rolled_back(kith, fn ->
+      undone!(kith, fn ->
         assert Kith.shred!(kith, "one") == 1
         assert texts(kith, "anna", "one") == []
       end)
@@ -961,23 +961,9 @@ defmodule Kith.MessageArchiveTest do
     count
   end
 
-  # In a transaction of the application's that it gives up.
-  defp rolled_back(kith, fun) do
-    {:error, result} =
-      case Instance.fetch!(kith).repo do
-        %Kith.SQLite{} = repo ->
-          Kith.SQLite.transaction(repo, fn -> Kith.SQLite.rollback(repo, fun.()) end)
-
-        %{module: repo} ->
-          repo.transaction(fn -> repo.rollback(fun.()) end)
-      end
-
-    result
-  end
-
   # What the engine says of a message without its copy.
   defp without_archive(kith, fun) do
-    rolled_back(kith, fn ->
+    undone!(kith, fn ->
       sql!(kith, "DELETE FROM signal_archived_messages")
       fun.()
     end)
@@ -1028,7 +1014,7 @@ defmodule Kith.MessageArchiveTest do
 
   # Runs with another value in a column of the row at a position of ben's.
   defp changed(kith, column, value, position, fun) do
-    rolled_back(kith, fn ->
+    undone!(kith, fn ->
       1 =
         sql!(
           kith,
