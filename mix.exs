@@ -39,6 +39,7 @@ defmodule Kith.MixProject do
     [
       {:telemetry, "~> 1.0", optional: true},
       {:ecto_sql, "~> 3.10", optional: true},
+      {:postgrex, "~> 0.17", optional: true},
       {:ex_doc, "~> 0.34", only: :dev, runtime: false}
     ]
   end

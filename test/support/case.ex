@@ -70,14 +70,12 @@ defmodule Kith.Case do
 
   # One pool for all tests of the run.
   defp start_postgres! do
-    :global.trans({__MODULE__, self()}, fn ->
-      if Process.whereis(PostgresRepo) == nil do
-        address = Postgres.address(Postgres.cluster())
-        patience = [timeout: 60_000, queue_timeout: 60_000]
-        {:ok, pid} = PostgresRepo.start_link(address ++ [pool_size: 20] ++ patience)
-        Process.unlink(pid)
-      end
-    end)
+    patience = [pool_size: 20, timeout: 60_000, queue_timeout: 60_000]
+
+    case PostgresRepo.start_link(Postgres.address(Postgres.cluster()) ++ patience) do
+      {:ok, pid} -> Process.unlink(pid)
+      {:error, {:already_started, _pid}} -> :ok
+    end
   end
 
   @doc "A folder of its own that goes with the test."
