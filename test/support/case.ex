@@ -87,8 +87,16 @@ defmodule Kith.Case do
       )
 
     File.mkdir_p!(path)
-    on_exit(fn -> File.rm_rf!(path) end)
+    on_exit(fn -> remove(path, 100) end)
     path
+  end
+
+  # An instance nobody waits for writes its mark while it ends.
+  defp remove(path, attempts) do
+    with {:error, _, _} when attempts > 0 <- File.rm_rf(path) do
+      Process.sleep(10)
+      remove(path, attempts - 1)
+    end
   end
 
   @doc "Registers each user."
