@@ -70,6 +70,9 @@ defmodule Kith do
     * `:expires_in` - seconds after which this copy disappears, from now on. The other sides decide for theirs. It does not
       outlive the retention of the instance.
 
+  What another device of the same user has sent arrives in an envelope to this one, which does not say for whom it
+  was: give `:thread` to `decrypt/4`, or it is kept in the user's thread with themselves.
+
   Each device has a history of its own. What disappeared is in neither the history nor the answer to a second delivery, from
   the moment its time is over, and is deleted soon after.
 
@@ -89,16 +92,19 @@ defmodule Kith do
 
   alias Kith.{
     Address,
+    Doctor,
     Envelope,
     Error,
     Installation,
     Instance,
+    Maintenance,
     Message,
     MessageArchive,
     Messages,
     Options,
     Peers,
     PreKeyBundle,
+    Recovery,
     Registration
   }
 
@@ -126,6 +132,7 @@ defmodule Kith do
     register: [:user, :options],
     unregister: [:address],
     replenish: [:address],
+    maintain: [],
     prekey_count: [:address],
     kyber_prekey_count: [:address],
     pre_key_bundle: [:address],
@@ -136,6 +143,10 @@ defmodule Kith do
     encrypt_group: [:from, :members, :plaintext, :options],
     decrypt: [:to, :envelope],
     decrypt: [:to, :envelope, :options],
+    recover: [:to, :envelope, :error],
+    resend: [:to, :report],
+    doctor: [],
+    doctor: [:to, :envelope],
     history: [:address, :thread],
     history: [:address, :thread, :options],
     shred: [:thread],
@@ -176,6 +187,9 @@ defmodule Kith do
       @doc "Starts this instance. Its options are those of `use Kith`, of the application and these."
       def start_link(options \\ []),
         do: Kith.start_link(Kith.Options.merge(__MODULE__, @kith_options, options))
+
+      @doc false
+      def __kith__(:options), do: Kith.Options.merge(__MODULE__, @kith_options, [])
 
       unquote_splicing(delegates)
 
@@ -276,6 +290,29 @@ defmodule Kith do
   @spec kyber_prekey_count(name, Address.given()) :: result(non_neg_integer)
   def kyber_prekey_count(name, address),
     do: Registration.prekey_count(Instance.fetch!(name), Address.new!(address), :kyber_one_time)
+
+  @doc """
+  Makes a pass of maintenance now, and returns what it did when it is over.
+
+  An instance makes one about every hour by itself, see `:maintenance_interval` in `Kith.Options`. An application that has
+  jobs of its own may turn that off and call this. A pass
+
+    * fills the stock of one-time prekeys of devices that have few left (`replenished` devices);
+    * replaces signed prekeys and Kyber prekeys of last resort that are too old (`rotated` devices);
+    * deletes one-time prekeys that were used, or can be used by nobody any more (`prekeys`), the `signed_prekeys` and Kyber
+      prekeys of last resort that were replaced before the grace period, with the `base_keys` remembered of them, the
+      `skipped_keys` of messages that never came, old counts of `recoveries`, and expired `messages` of the archive;
+    * puts `sessions` away in which nobody answers;
+    * empties the write-ahead log of the embedded database after it has deleted something.
+
+  What another node is doing at the moment is left to it. `failed` counts devices and sessions that got an error, each with a line
+  in the log; they do not keep the others from being done. A task that fails as a whole makes the call fail with the error, and
+  the other tasks are done nevertheless; the next pass tries again.
+
+  Raises inside a transaction, for which the pass would wait. Errors: `:storage`, `:stale`, `:panic`.
+  """
+  @spec maintain(name) :: result(%{atom => non_neg_integer})
+  def maintain(name), do: Maintenance.run(Instance.fetch!(name))
 
   @doc """
   Hands out the public keys with which a client of its own starts a session with a device.
@@ -385,6 +422,95 @@ defmodule Kith do
   def decrypt(name, to, envelope, options \\ []) do
     options = copy_options!(options)
     Messages.decrypt(Instance.fetch!(name), Address.recipient!(to), envelope, options)
+  end
+
+  @doc """
+  Heals what can be healed after `decrypt/4` failed, and returns the envelopes to deliver: a report, or none.
+
+      with {:error, error} <- MyApp.Kith.decrypt("ben", envelope),
+           {:ok, reports} <- MyApp.Kith.recover("ben", envelope, error),
+           do: for(report <- reports, do: deliver(report.to, report))
+
+  A report is Signal's decryption-error message: it tells the sender's device which message did not open, by its
+  timestamp and ratchet key. There, `resend/3` starts a new session and sends the message again.
+
+  | error | what is done here |
+  | --- | --- |
+  | `:session_not_found`, `:unknown_prekey` | reported |
+  | `:tampered`, `:out_of_sync` | reported; the own session may be an older one than the sender's, so the next message to them starts a new one |
+  | `:corrupted_state` | the same, and a session that does not open is put away |
+  | `:duplicate` | nothing. With `:archive`, whose answer to a second delivery is the message itself, this one was never seen and its key is used: reported |
+  | all others | the error is returned: people (`:untrusted_identity`) or operators have to act |
+
+  At most `:recovery_limit` messages of one peer are reported in an hour; after that the list is empty. Errors besides
+  the one that was given: `:not_registered`, `:malformed` for an envelope that is none or another device's, and those of
+  the machinery.
+  """
+  @spec recover(name, Address.given(), Envelope.t() | binary, Error.t()) :: result([Envelope.t()])
+  def recover(name, to, envelope, %Error{} = error) do
+    instance = Instance.fetch!(name)
+
+    with {:ok, to, envelope} <- Messages.addressed(Address.recipient!(to), envelope),
+         do: Recovery.recover(instance, to, envelope, error)
+  end
+
+  @doc """
+  Answers a report: an envelope of the type `:report`, which says that a message of this device did not open.
+
+  When it was sent in the session there is now, the next message to the peer starts a new one (`:renewed`). Where
+  `:archive` has the message and it is not older than `:resend_window`, it is encrypted again for the device that
+  reported it, if it was one of its recipients: `:envelopes` are to be delivered. They have the timestamp of the message,
+  and so has the archive of the recipient. Where the list is empty the application, which knows the message by
+  `:timestamp`, may send it again itself.
+
+  A report proves nothing about who made it. It cannot cause more than new sessions and messages to those they were for,
+  `:recovery_limit` times an hour for each peer; after that nothing is done.
+
+  Errors: `:malformed` for what is no report to this device, those of `encrypt/5`.
+  """
+  @spec resend(name, Address.given(), Envelope.t() | binary) ::
+          result(%{timestamp: non_neg_integer, renewed: boolean, envelopes: [Envelope.t()]})
+  def resend(name, to, report) do
+    instance = Instance.fetch!(name)
+
+    with {:ok, to, report} <- Messages.addressed(Address.recipient!(to), report),
+         do: Recovery.resend(instance, to, report)
+  end
+
+  @doc """
+  Looks whether the tables are those of this release, the data keys of all accounts open, sessions wait to start anew,
+  and devices run low on prekeys.
+
+  Returns `{check, :ok | :warning | :error, sentence}` each; `mix kith.doctor` prints them. It reads all accounts, a hundred
+  at a time.
+
+  Errors: those of the machinery.
+  """
+  @spec doctor(name) :: result([{atom, :ok | :warning | :error, String.t()}])
+  def doctor(name), do: Doctor.instance(Instance.fetch!(name))
+
+  @doc """
+  Explains why an envelope does not open on a device, without opening it for good: nothing is written.
+
+  Returns a map of `:opens`, `:reason` (the one `decrypt/4` would give, but for what the archive answers), an `:explanation` in
+  sentences, and `:facts`: what of the message can be seen, the state of the session, which chain its ratchet key
+  belongs to (`:current`, `:archived`, `:own`, `:unknown`), whether its key is kept, what has become of the prekeys it names, and whose
+  identity it claims. There is no secret and no text in it.
+
+  Errors: `:malformed` for what is no envelope, and those of the machinery.
+  """
+  @spec doctor(name, Address.given(), Envelope.t() | binary) ::
+          result(%{
+            opens: boolean,
+            reason: nil | Error.reason(),
+            explanation: String.t(),
+            facts: map
+          })
+  def doctor(name, to, envelope) do
+    instance = Instance.fetch!(name)
+
+    with {:ok, to, envelope} <- Messages.addressed(Address.recipient!(to), envelope),
+         do: Doctor.message(instance, to, envelope)
   end
 
   @doc """

@@ -535,7 +535,7 @@ defmodule KithTest do
       assert Kith.prekey_count!(kith, "ben") == 20
 
       Kith.pre_key_bundle!(kith, "ben")
-      Kith.Replenisher.await(kith)
+      Kith.Maintenance.await(kith)
       assert Kith.prekey_count!(kith, "ben") == 100
     end
 
@@ -543,11 +543,11 @@ defmodule KithTest do
       kith = start_kith!(one_time_kyber_prekeys: 10)
       register!(kith, ["ben"])
       for _ <- 1..8, do: Kith.pre_key_bundle!(kith, "ben")
-      Kith.Replenisher.await(kith)
+      Kith.Maintenance.await(kith)
       assert Kith.kyber_prekey_count!(kith, "ben") == 2
 
       Kith.pre_key_bundle!(kith, "ben")
-      Kith.Replenisher.await(kith)
+      Kith.Maintenance.await(kith)
       assert Kith.kyber_prekey_count!(kith, "ben") == 10
       assert Kith.prekey_count!(kith, "ben") == 100
     end
@@ -556,7 +556,7 @@ defmodule KithTest do
       kith = start_kith!(one_time_prekeys: 3, replenish_below: 3)
       register!(kith, ~w(anna ben cleo))
       Kith.encrypt_group!(kith, "anna", ["ben", "cleo"], "x")
-      Kith.Replenisher.await(kith)
+      Kith.Maintenance.await(kith)
       assert Kith.prekey_count!(kith, "ben") == 3
       assert Kith.prekey_count!(kith, "cleo") == 3
     end
@@ -647,7 +647,7 @@ defmodule KithTest do
       assert Kith.kyber_prekey_count!(kith, "ben") == 0
       assert send!(kith, "anna", "ben", "one") == "one"
       assert send!(kith, "cleo", "ben", "two") == "two"
-      Kith.Replenisher.await(kith)
+      Kith.Maintenance.await(kith)
       assert Kith.kyber_prekey_count!(kith, "ben") == 0
     end
 
@@ -680,7 +680,7 @@ defmodule KithTest do
       )
 
       assert reason(Kith.decrypt(kith, "ben", too_late)) == :unknown_prekey
-      Kith.replenish!(kith, "ben")
+      assert %{prekeys: 2} = Kith.maintain!(kith)
       assert [[0]] = sql!(kith, "SELECT COUNT(*) FROM signal_prekeys WHERE used_at IS NOT NULL")
     end
 
@@ -1119,7 +1119,7 @@ defmodule KithTest do
       log =
         ExUnit.CaptureLog.capture_log(fn ->
           encrypt_one!(server, "anna", "olga", "x")
-          Kith.Replenisher.await(server)
+          Kith.Maintenance.await(server)
         end)
 
       refute log =~ "no new prekeys"
@@ -1430,7 +1430,14 @@ defmodule KithTest do
 
       assert Enum.sort(facade -- [child_spec: 0, start_link: 0, requires_encryption?: 0]) ==
                Enum.sort(
-                 module -- [child_spec: 1, start_link: 0, start_link: 1, requires_encryption?: 1]
+                 module --
+                   [
+                     child_spec: 1,
+                     start_link: 0,
+                     start_link: 1,
+                     __kith__: 1,
+                     requires_encryption?: 1
+                   ]
                )
     end
   end

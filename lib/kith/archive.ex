@@ -17,7 +17,9 @@ defmodule Kith.Archive do
       session ->
         archived = rows(instance, {user, data_key}, local, peer, session)
 
-        if Sessions.drop_state(repo, local, peer, session.generation, now()) != 1,
+        now = Instance.now(instance)
+
+        if Sessions.drop_state(repo, local, peer, session.generation, now) != 1,
           do: raise(Error.new(:stale))
 
         Sessions.insert_archived(repo, local, archived)
@@ -52,6 +54,4 @@ defmodule Kith.Archive do
         raise Error.new(reason)
     end
   end
-
-  defp now, do: System.system_time(:millisecond)
 end

@@ -50,7 +50,7 @@ defmodule Kith.Installation do
   @spec restored(Instance.t()) :: {:ok, %{sessions: non_neg_integer}} | {:error, Error.t()}
   def restored(instance) do
     with {:ok, {:restored, sessions}} <-
-           in_transaction(instance, &start_over(instance, &1, now())),
+           in_transaction(instance, &start_over(instance, &1, Instance.now(instance))),
          do: {:ok, %{sessions: sessions}}
   end
 
@@ -68,7 +68,7 @@ defmodule Kith.Installation do
     if :atomics.get(seen, 1) == timeline do
       []
     else
-      {result, records} = compare(instance, repo, now())
+      {result, records} = compare(instance, repo, Instance.now(instance))
       # Not before it is committed, or a rollback would be the last that was heard of it.
       if result == {:ok, :same}, do: :atomics.put(seen, 1, timeline)
       records
@@ -87,7 +87,8 @@ defmodule Kith.Installation do
   defp check_cluster(instance) do
     case in_transaction(instance, &{{:ok, present(&1)}, []}) do
       {:ok, _} ->
-        with {:ok, found} <- in_transaction(instance, &compare(instance, &1, now())),
+        with {:ok, found} <-
+               in_transaction(instance, &compare(instance, &1, Instance.now(instance))),
              do: {:ok, found, %{instance | timeline: :atomics.new(1, signed: false)}}
 
       {:error, error} ->
@@ -167,7 +168,7 @@ defmodule Kith.Installation do
   end
 
   defp change(instance, repo, recorded, remembered, next) do
-    now = now()
+    now = Instance.now(instance)
     put(repo, next, now)
 
     cond do
@@ -216,6 +217,4 @@ defmodule Kith.Installation do
 
     {{:ok, {:restored, sessions}}, [record]}
   end
-
-  defp now, do: System.system_time(:millisecond)
 end

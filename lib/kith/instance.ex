@@ -7,13 +7,14 @@ defmodule Kith.Instance do
   alias Kith.Store.Repo
 
   @enforce_keys [:name, :repo, :vault, :options]
-  defstruct [:name, :repo, :vault, :options, timeline: nil]
+  defstruct [:name, :repo, :vault, :options, :stamps, timeline: nil]
 
   @type t :: %__MODULE__{
           name: term,
           repo: term,
           vault: reference,
           options: Options.t(),
+          stamps: :atomics.atomics_ref(),
           timeline: nil | :atomics.atomics_ref()
         }
 
@@ -49,6 +50,28 @@ defmodule Kith.Instance do
 
       {:error, error} ->
         {:error, error}
+    end
+  end
+
+  @doc "Milliseconds since 1970. Tests give an instance another clock."
+  @spec now(t) :: integer
+  def now(%__MODULE__{options: %{clock: nil}}), do: System.system_time(:millisecond)
+  def now(%__MODULE__{options: %{clock: clock}}), do: clock.()
+
+  @doc """
+  The time in milliseconds for a message, each later than the one before: a report names a message by it. Two nodes may
+  give one twice.
+  """
+  @spec timestamp(t) :: pos_integer
+  def timestamp(%__MODULE__{stamps: stamps} = instance),
+    do: later(instance, :atomics.get(stamps, 1))
+
+  defp later(%{stamps: stamps} = instance, last) do
+    stamp = max(now(instance), last + 1)
+
+    case :atomics.compare_exchange(stamps, 1, last, stamp) do
+      :ok -> stamp
+      other -> later(instance, other)
     end
   end
 

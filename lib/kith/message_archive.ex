@@ -141,7 +141,7 @@ defmodule Kith.MessageArchive do
           {{:ok, binary} | {:error, Error.t()}, [Telemetry.recorded()]}
   def answer(%{options: %{archive: archive}} = instance, repo, to, envelope, error)
       when archive != false and error.reason in @refusals do
-    with [row] <- ArchivedMessages.find(repo, to, message_id(envelope), now()),
+    with [row] <- ArchivedMessages.find(repo, to, message_id(envelope), Instance.now(instance)),
          [{:ok, {_recipients, plaintext}}] <- open(instance, to, [row]) do
       {{:ok, plaintext}, [redelivery(instance, to, envelope, error)]}
     else
@@ -203,7 +203,15 @@ defmodule Kith.MessageArchive do
   defp page(instance, {user, _} = owner, thread, before, limit) do
     Instance.transaction(instance, fn repo ->
       with {:ok, _device} <- Registration.fetch_local(repo, owner),
-           {rows, cursor} = fetch_page(repo, owner, thread_id(thread, user), before, limit),
+           {rows, cursor} =
+             fetch_page(
+               repo,
+               owner,
+               thread_id(thread, user),
+               before,
+               limit,
+               Instance.now(instance)
+             ),
            :ok <- keys_known(rows),
            opened when is_list(opened) <- open(instance, owner, rows) do
         # The newest come first out of the database, and last onto a screen.
@@ -221,8 +229,7 @@ defmodule Kith.MessageArchive do
     end)
   end
 
-  defp fetch_page(repo, owner, thread, before, limit) do
-    now = now()
+  defp fetch_page(repo, owner, thread, before, limit, now) do
     sizes = ArchivedMessages.sizes(repo, owner, thread, before, now, limit + 1)
     fitting = fitting(Enum.take(sizes, limit), 0)
 
@@ -316,7 +323,7 @@ defmodule Kith.MessageArchive do
           [{binary, [Address.t()], Kith.thread()}]
   def sent(instance, repo, {user, _} = owner, timestamp) do
     for {thread, _, _, _} = row <-
-          ArchivedMessages.sent(repo, owner, timestamp, now(), @max_sent),
+          ArchivedMessages.sent(repo, owner, timestamp, Instance.now(instance), @max_sent),
         # A damaged copy is as good as none.
         opened = open(instance, owner, [row]),
         is_list(opened),
@@ -407,6 +414,5 @@ defmodule Kith.MessageArchive do
     end
   end
 
-  defp now, do: System.system_time(:millisecond)
   defp microseconds, do: System.system_time(:microsecond)
 end

@@ -13,7 +13,7 @@ defmodule Kith.Messages do
     Telemetry
   }
 
-  alias Kith.Store.{Accounts, Prekeys, Sessions}
+  alias Kith.Store.{Accounts, Prekeys, Repo, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
   @max_recipients 1_000
@@ -92,9 +92,9 @@ defmodule Kith.Messages do
       with {:ok, device} <- Registration.fetch_local(repo, address),
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
-        now = now()
-        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, now)
-        {{:ok, [%{Envelope.new(address, address, :self, body) | timestamp: now}]}, []}
+        timestamp = Instance.timestamp(instance)
+        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, timestamp)
+        {{:ok, [Envelope.new(address, address, :self, body, timestamp)]}, []}
       else
         error -> {error, []}
       end
@@ -178,7 +178,8 @@ defmodule Kith.Messages do
 
   # Sorted, so that two fan-outs lock the rows they share in one order.
   defp send_all(instance, repo, {from, _} = sender, peers, rows, plaintext, {whole, target}) do
-    now = now()
+    now = Instance.now(instance)
+    timestamp = Instance.timestamp(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
@@ -212,8 +213,8 @@ defmodule Kith.Messages do
         write(repo, from, rows, sent, now)
         released = release(repo, claimed, sent)
         renew_damaged(repo, from, sent, now)
-        keep_copy(instance, repo, from, target, sent, plaintext, now)
-        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], now)})
+        keep_copy(instance, repo, from, target, sent, plaintext, timestamp)
+        results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], timestamp)})
         claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
         {{:ok, {results, claimed}}, claims ++ first ++ second}
 
@@ -223,16 +224,16 @@ defmodule Kith.Messages do
         end)
 
         renew_damaged(repo, from, sent, now)
-        {envelope(instance, from, peer, sent[peer], now), first ++ second}
+        {envelope(instance, from, peer, sent[peer], timestamp), first ++ second}
     end
   end
 
   # Nobody may be in the group yet: what is said in it has been said. What reached none of them has not.
-  defp keep_copy(instance, repo, from, target, sent, plaintext, now) do
+  defp keep_copy(instance, repo, from, target, sent, plaintext, timestamp) do
     served = for {peer, {:ok, _}} <- sent, do: peer
 
     if served != [] or sent == %{},
-      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, now)
+      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, timestamp)
   end
 
   # Whoever has to be reached and is not.
@@ -371,7 +372,7 @@ defmodule Kith.Messages do
     end
   end
 
-  defp envelope(_instance, from, to, {:ok, result}, now) do
+  defp envelope(_instance, from, to, {:ok, result}, timestamp) do
     {:ok,
      %Envelope{
        from: from,
@@ -379,12 +380,12 @@ defmodule Kith.Messages do
        type: result.type,
        body: result.body,
        version: result.version,
-       timestamp: now,
+       timestamp: timestamp,
        session_id: result.session_id
      }}
   end
 
-  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _now) do
+  defp envelope(instance, _from, _to, {:error, :unsupported_version}, _timestamp) do
     why =
       if instance.options.minimum_version == 4,
         do: "they have no Kyber prekey, which :minimum_version asks for",
@@ -393,7 +394,7 @@ defmodule Kith.Messages do
     {:error, Error.new(:unsupported_version, why)}
   end
 
-  defp envelope(_instance, _from, to, {:error, reason}, _now),
+  defp envelope(_instance, _from, to, {:error, reason}, _timestamp),
     do: {:error, Error.new(reason, unreached(to, reason))}
 
   defp unreached({_, 1}, _reason), do: nil
@@ -426,6 +427,11 @@ defmodule Kith.Messages do
   defp parse(_other),
     do:
       raise(ArgumentError, "expected a Kith.Envelope or what Kith.Envelope.to_binary/1 returned")
+
+  @doc "An envelope or its binary form, and the device it is for when a user was asked for."
+  def addressed(to, given) do
+    with {:ok, envelope} <- parse(given), do: {:ok, addressee(to, {:ok, envelope}), envelope}
+  end
 
   # Whoever asks for a user opens what any of their devices gets.
   defp addressee({_, _} = address, _parsed), do: address
@@ -461,7 +467,41 @@ defmodule Kith.Messages do
   end
 
   defp receive_in(instance, repo, {to, device}, envelope, header, options) do
-    now = now()
+    now = Instance.now(instance)
+    {result, session, records} = look(instance, repo, {to, device}, envelope, header, now)
+
+    case result do
+      {:ok, opened} ->
+        commit(repo, to, envelope.from, session, opened, now)
+        if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
+        MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
+        {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
+
+      {:error, error} ->
+        MessageArchive.answer(instance, repo, to, envelope, error)
+    end
+  end
+
+  @doc "Whether an envelope would open, in the caller's transaction: nothing is written."
+  @spec attempt(Instance.t(), Repo.repo(), Address.t(), Envelope.t()) :: :ok | {:error, Error.t()}
+  def attempt(_instance, _repo, to, %Envelope{to: other, type: type})
+      when other != to or type in [:self, :report],
+      do: {:error, Error.new(:malformed)}
+
+  def attempt(instance, repo, to, envelope) do
+    with {:ok, header} <- inspect_message(instance, envelope),
+         {:ok, device} <- Registration.fetch_local(repo, to),
+         {{:ok, _}, _session, _records} <-
+           look(instance, repo, {to, device}, envelope, header, Instance.now(instance)) do
+      :ok
+    else
+      {{:error, error}, _session, _records} -> {:error, error}
+      error -> error
+    end
+  end
+
+  # A message opened and nothing written, with the session before it.
+  defp look(instance, repo, {to, device}, envelope, header, now) do
     from = envelope.from
     session = with_sibling(Sessions.fetch(repo, to, from), repo, to, from)
     loaded = private_halves(instance, repo, to, header, now)
@@ -477,21 +517,18 @@ defmodule Kith.Messages do
         do: establishing(instance, to, :responder, call),
         else: {call.(), []}
 
-    with {:ok, opened} <- result,
-         :ok <- expected_identity(instance, repo, from, session, header),
-         :ok <- unused_base_key(repo, to, opened) do
-      commit(repo, to, from, session, opened, now)
-      if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
-      MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
-      {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
-    else
-      {:error, error} -> MessageArchive.answer(instance, repo, to, envelope, error)
-    end
+    result =
+      with {:ok, opened} <- result,
+           :ok <- expected_identity(instance, repo, from, session, header),
+           :ok <- unused_base_key(repo, to, from, session, opened),
+           do: {:ok, opened}
+
+    {result, session, records}
   end
 
   # What is remembered of another device of the sender, asked for when a device is met.
   defp with_sibling(%{identity: nil} = session, repo, to, {user, _} = from),
-    do: Map.put(session, :sibling, Sessions.sibling(Sessions.fetch_many(repo, to, [user]), from))
+    do: Map.put(session, :sibling, Sessions.sibling(Sessions.remembered(repo, to, user), from))
 
   defp with_sibling(session, _repo, _to, _from), do: session
 
@@ -512,16 +549,27 @@ defmodule Kith.Messages do
 
   # A session was made from this base key, and is gone. The message may be new or a replay: it is not opened,
   # and a message in the other direction starts over.
-  defp unused_base_key(repo, to, %{base_key: {_, base_key}}) do
-    if Prekeys.base_key_used?(repo, to, base_key),
-      do: {:error, Error.new(:session_not_found, "the session of this message was deleted")},
-      else: :ok
+  defp unused_base_key(repo, to, from, session, %{base_key: {_, base_key}}) do
+    cond do
+      not Prekeys.base_key_used?(repo, to, base_key) ->
+        :ok
+
+      # Another first message of the session has made it meanwhile. There was no row to wait for.
+      Sessions.fetch(repo, to, from).generation != session.generation ->
+        raise Error.new(:stale)
+
+      true ->
+        {:error, Error.new(:session_not_found, "the session of this message was deleted")}
+    end
   end
 
-  defp unused_base_key(_repo, _to, _opened), do: :ok
+  defp unused_base_key(_repo, _to, _from, _session, _opened), do: :ok
 
-  defp purge(instance, repo, to, now),
-    do: Prekeys.delete_used(repo, to, now - instance.options.prekey_grace_period * 1_000)
+  # Kith.Maintenance deletes what had a grace. Without one there is nothing to wait for.
+  defp purge(%{options: %{prekey_grace_period: 0}}, repo, to, now),
+    do: Prekeys.delete_used(repo, to, now)
+
+  defp purge(_instance, _repo, _to, _now), do: :ok
 
   defp private_halves(_instance, _repo, _to, %{signed_prekey_id: nil}, _now), do: %{}
 
@@ -585,18 +633,18 @@ defmodule Kith.Messages do
       Sessions.delete_entries_of_session(repo, to, from, session_id)
     end
 
-    entries(repo, to, from, opened)
+    entries(repo, to, from, opened, now)
   end
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
-  defp entries(repo, to, from, %{session_id: session_id} = opened) do
+  defp entries(repo, to, from, %{session_id: session_id} = opened, now) do
     for position <- opened.entries_removed,
         do: Sessions.delete_entry(repo, to, from, session_id, position)
 
     for group <- opened.entries_dropped,
         do: Sessions.delete_entries_of_group(repo, to, from, session_id, group)
 
-    Sessions.put_entries(repo, to, from, session_id, opened.entries_added)
+    Sessions.put_entries(repo, to, from, session_id, opened.entries_added, now)
 
     for evicted <- opened.entries_evicted,
         do: Sessions.evict_entries(repo, to, from, session_id, evicted)
@@ -643,6 +691,4 @@ defmodule Kith.Messages do
 
   defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
   defp peer(user), do: %{peer_id: user, peer_device_id: nil}
-
-  defp now, do: System.system_time(:millisecond)
 end

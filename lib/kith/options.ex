@@ -44,9 +44,13 @@ defmodule Kith.Options do
       prekeys. Default 20.
     * `:prekey_grace_period` - seconds a used one-time prekey still opens another first message that was made
       from the same bundle. Longer forgives slower senders; shorter gives forward secrecy to first messages
-      sooner. Default 604,800 (7 days).
+      sooner. With 0 it is deleted with the message that used it. Default 604,800 (7 days).
     * `:refresh_after` - seconds without a message from a peer after which the next message to them starts a new
       session, so that one that only one side uses does not stay unhealed. Default 2,592,000 (30 days).
+    * `:resend_window` - seconds after which a message is not sent again, though its recipient reports that it did not
+      open. Default 86,400 (1 day). It takes `:archive`.
+    * `:recovery_limit` - how many messages of one peer a device reports in an hour, and how many reports of one peer it
+      answers. Reports are not authenticated; this bounds what a forger can cause. Default 20.
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
     * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
       here. An envelope says who it is from, and only keys known here can tell whether that is so.
@@ -62,6 +66,24 @@ defmodule Kith.Options do
       `[retention: seconds]`, after which a message disappears. A retention holds for what is written from then on.
       What is kept can be read by a thief of the database *and* the key-encryption key: see "Message archive" in
       `Kith`.
+
+  ## The life of keys
+
+  What follows is done by a process of the instance, or by `Kith.maintain/1`. Of many nodes on one database one does it.
+
+    * `:maintenance_interval` - seconds between two passes, a tenth more or less, 1 to 604,800. The first one comes soon
+      after the start. `:off`, or 0, for an application that calls `Kith.maintain/1` by itself. Default 3,600.
+    * `:prekey_rotation` - seconds after which a device gets a new signed prekey and a new Kyber prekey of last resort.
+      0 for never; then prekeys that were handed out and not used stay for ever too. Default 604,800 (7 days).
+    * `:signed_prekey_grace_period` - seconds the ones of before still open first messages, made from a bundle that was
+      fetched earlier. After that such a message is answered with `:unknown_prekey`. Longer forgives slower senders;
+      whoever steals the database *and* the key-encryption key can open recorded first messages that far back, those made
+      without one-time prekeys. Default 2,592,000 (30 days).
+    * `:skipped_key_lifetime` - seconds the key of a message that has not arrived is kept. A message that comes later is
+      `:duplicate`. 0 keeps them as long as the session has room for them. Default 2,592,000 (30 days).
+    * `:unacknowledged_session_lifetime` - seconds after which a session in which nobody has answered is put away, so that
+      the next message starts a new one; an answer still opens. Not even 0, for never, sends in one that is older
+      than 30 days. Default 2,592,000 (30 days).
 
   ## Other
 
@@ -86,10 +108,19 @@ defmodule Kith.Options do
             replenish_below: 20,
             prekey_grace_period: 604_800,
             refresh_after: 2_592_000,
+            resend_window: 86_400,
+            recovery_limit: 20,
             max_plaintext: 65_536,
             unknown_senders: :refuse,
             max_attempts: 5,
-            archive: false
+            archive: false,
+            maintenance_interval: 3_600,
+            prekey_rotation: 604_800,
+            signed_prekey_grace_period: 2_592_000,
+            skipped_key_lifetime: 2_592_000,
+            unacknowledged_session_lifetime: 2_592_000,
+            # For tests: the time in milliseconds.
+            clock: nil
 
   @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
 
@@ -106,10 +137,18 @@ defmodule Kith.Options do
           replenish_below: 0..1000,
           prekey_grace_period: non_neg_integer,
           refresh_after: pos_integer,
+          resend_window: non_neg_integer,
+          recovery_limit: non_neg_integer,
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
           max_attempts: pos_integer,
-          archive: false | [retention: nil | pos_integer]
+          archive: false | [retention: nil | pos_integer],
+          maintenance_interval: non_neg_integer | :off,
+          prekey_rotation: non_neg_integer,
+          signed_prekey_grace_period: non_neg_integer,
+          skipped_key_lifetime: non_neg_integer,
+          unacknowledged_session_lifetime: non_neg_integer,
+          clock: nil | (() -> integer)
         }
 
   @doc """
@@ -209,10 +248,18 @@ defmodule Kith.Options do
       replenish_below: {:integer, 0..1000},
       prekey_grace_period: {:integer, 0..31_536_000},
       refresh_after: {:integer, 3_600..31_536_000},
+      resend_window: {:integer, 0..31_536_000},
+      recovery_limit: {:integer, 0..1000},
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100},
-      archive: {:custom, &archive/1}
+      archive: {:custom, &archive/1},
+      maintenance_interval: {:custom, &interval/1},
+      prekey_rotation: {:integer, 0..31_536_000},
+      signed_prekey_grace_period: {:integer, 0..31_536_000},
+      skipped_key_lifetime: {:integer, 0..31_536_000},
+      unacknowledged_session_lifetime: {:integer, 0..31_536_000},
+      clock: :any
     ]
   end
 
@@ -255,6 +302,15 @@ defmodule Kith.Options do
 
   defp threshold(_), do: :ok
 
+  defp interval(:off), do: :ok
+  defp interval(seconds) when is_integer(seconds) and seconds in 0..604_800, do: :ok
+
+  defp interval(other),
+    do:
+      {:error,
+       "expected :maintenance_interval to be :off or an integer from 0 to 604800, got: #{inspect(other)}"}
+
+  # No message below prints a value: a key may stand in any place by mistake.
   defp keys(keys) do
     cond do
       not Keyword.keyword?(keys) ->

@@ -74,7 +74,7 @@ defmodule Kith.Peers do
          # What was seen of a peer stays: another key is no way back to an older version.
          {:ok, sealed} <-
            sealed(instance, :identity_seal, [account, local, peer, {key, verified, version}]) do
-      now = now()
+      now = Instance.now(instance)
 
       # A session with the identity of before must not go on under the name of the new one.
       if session.state != nil and remembered == key do
@@ -130,7 +130,7 @@ defmodule Kith.Peers do
            {:ok, imported} <-
              sealed(instance, :session_import, [account, behalf, parts, record]),
            :ok <- known_key(repo, peer, session, imported.identity_key) do
-        put_imported(repo, local, peer, session, imported)
+        put_imported(repo, local, peer, session, imported, Instance.now(instance))
         {{:ok, :imported}, []}
       else
         error -> {error, []}
@@ -148,9 +148,8 @@ defmodule Kith.Peers do
 
   defp known_key(_repo, _peer, _remembered, _key), do: :ok
 
-  defp put_imported(repo, local, peer, session, imported) do
+  defp put_imported(repo, local, peer, session, imported, now) do
     row = {peer, session.generation + 1, imported.state, imported.identity || session.identity}
-    now = now()
     begun = [renew_since: nil, established_at: now, received_at: now]
     if Sessions.put(repo, local, [row], now, begun) != 1, do: raise(Error.new(:stale))
 
@@ -166,7 +165,7 @@ defmodule Kith.Peers do
     end
 
     for {session_id, entries} <- imported.entries,
-        do: Sessions.put_entries(repo, local, peer, session_id, entries)
+        do: Sessions.put_entries(repo, local, peer, session_id, entries, now)
   end
 
   def reset(instance, local, peer) do
@@ -190,7 +189,11 @@ defmodule Kith.Peers do
   def delete(instance, local, peer) do
     Instance.transaction(instance, fn repo ->
       with {:ok, _} <- Registration.fetch_local(repo, local) do
-        deleted = Enum.sum(for peer <- devices(repo, local, peer), do: forget(repo, local, peer))
+        deleted =
+          Enum.sum(
+            for peer <- devices(repo, local, peer), do: forget(instance, repo, local, peer)
+          )
+
         {if(deleted == 0, do: none(), else: {:ok, :deleted}), []}
       else
         error -> {error, []}
@@ -198,8 +201,8 @@ defmodule Kith.Peers do
     end)
   end
 
-  defp forget(repo, local, peer) do
-    deleted = Sessions.forget(repo, local, peer, now())
+  defp forget(instance, repo, local, peer) do
+    deleted = Sessions.forget(repo, local, peer, Instance.now(instance))
     Sessions.delete_parts(repo, local, peer)
     deleted
   end
@@ -212,7 +215,7 @@ defmodule Kith.Peers do
            parts = Sessions.peer(session, address, %{archive: archive}),
            account = {user, device.data_key},
            {:ok, info} <-
-             sealed(instance, :session_info, [account, local, parts, now()]) do
+             sealed(instance, :session_info, [account, local, parts, Instance.now(instance)]) do
         {{:ok, Map.put(info, :generation, session.generation)}, []}
       else
         %{state: nil} -> {none(), []}
@@ -227,8 +230,6 @@ defmodule Kith.Peers do
       device -> {:ok, device.public_key}
     end
   end
-
-  defp now, do: System.system_time(:millisecond)
 
   defp none, do: {:error, Error.new(:session_not_found)}
 

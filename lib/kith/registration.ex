@@ -2,7 +2,7 @@ defmodule Kith.Registration do
   @moduledoc false
   # Who has keys here: making them, publishing those made elsewhere, handing out bundles.
 
-  alias Kith.{Address, Archive, Error, Instance, PreKeyBundle, Replenisher, Telemetry}
+  alias Kith.{Address, Archive, Error, Instance, Maintenance, PreKeyBundle, Telemetry}
   alias Kith.Store.{Accounts, ArchivedMessages, Prekeys}
 
   # Ids have 24 bits in Signal's own clients.
@@ -72,7 +72,7 @@ defmodule Kith.Registration do
   end
 
   defp create(instance, repo, {user, device} = address, given) do
-    now = now()
+    now = Instance.now(instance)
     account = {user, open_account(instance, repo, user, now)}
     others = Map.values(others(repo, address))
 
@@ -274,8 +274,6 @@ defmodule Kith.Registration do
 
       case fetch_local(repo, address) do
         {:ok, device} ->
-          grace = instance.options.prekey_grace_period * 1_000
-          Prekeys.delete_used(repo, address, now() - grace)
           {{:ok, reserve_ids(instance, repo, address, device)}, []}
 
         {:error, error} ->
@@ -312,13 +310,93 @@ defmodule Kith.Registration do
             kyber_prekeys: Enum.take(made.kyber_prekeys, kyber_count)
           }
 
-          insert_generated(repo, address, made, now())
+          insert_generated(repo, address, made, Instance.now(instance))
           {{:ok, length(made.prekeys)}, [record]}
 
         _other ->
           {{:error, Error.new(:not_registered)}, []}
       end
     end)
+  end
+
+  @doc """
+  Gives a device a new signed prekey and a new Kyber prekey of last resort, should one of those it has be older.
+
+  Those of before are not handed out any more. Of two nodes one does it. Returns how many were replaced.
+  """
+  @spec rotate(Instance.t(), Address.t(), older_than :: integer) ::
+          {:ok, 0 | 2} | {:error, Error.t()}
+  def rotate(instance, address, older_than) do
+    Instance.transaction(instance, fn repo ->
+      with {:ok, device} <- fetch_local(repo, address),
+           %{signed: _, kyber_last_resort: _} = current <- Prekeys.current(repo, address) do
+        if Enum.any?(current, fn {_kind, {_id, created_at}} -> created_at <= older_than end),
+          do: replace_signed(instance, repo, address, device, current),
+          else: {{:ok, 0}, []}
+      else
+        {:error, error} -> {{:error, error}, []}
+        # A device that lacks one of them was registered by nobody here.
+        %{} -> {{:error, Error.new(:key_not_found)}, []}
+      end
+    end)
+  end
+
+  # Within the transaction: two key pairs and two signatures take less than a commit does.
+  defp replace_signed(instance, repo, {user, number} = address, device, current) do
+    now = Instance.now(instance)
+    account = {user, device.data_key}
+    {{signed_id, _}, {last_resort_id, _}} = {current.signed, current.kyber_last_resort}
+    {next, kyber_next} = {device.next_prekey_id, device.next_kyber_prekey_id}
+    kyber_id = first_id(kyber_next, 1)
+
+    # First of all, so that another node waits here, and then finds that there is nothing to do.
+    if Accounts.reserve_prekey_ids(repo, address, {next, kyber_next}, {next, kyber_id + 1}) == 0,
+      do: raise(Error.new(:stale))
+
+    metadata = %{instance: instance.name, user_id: user, device_id: number}
+
+    {keys, record} =
+      Telemetry.record(
+        [:kith, :prekeys, :rotate],
+        metadata,
+        fn ->
+          # The one before has the highest id of all, so the next one is new.
+          id = first_id(signed_id + 1, 1)
+          signed = [account, number, device.identity, id]
+
+          with {:ok, signed} <- Instance.sealed(instance, :signed_prekey_create, signed),
+               {:ok, [last_resort]} <-
+                 kyber_prekeys(
+                   instance,
+                   account,
+                   number,
+                   device.identity,
+                   :kyber_last_resort,
+                   {kyber_id, 1}
+                 ),
+               do: {:ok, {signed, last_resort}}
+        end,
+        fn
+          {:ok, _} = result -> {%{count: 1, kyber_count: 1}, Telemetry.outcome(result)}
+          result -> {%{count: 0, kyber_count: 0}, Telemetry.outcome(result)}
+        end
+      )
+
+    case keys do
+      {:ok, {signed, last_resort}} ->
+        changed = [
+          Prekeys.supersede(repo, address, :signed, signed_id, now),
+          Prekeys.supersede(repo, address, :kyber_last_resort, last_resort_id, now),
+          Prekeys.insert(repo, address, :signed, [signed], now),
+          Prekeys.insert(repo, address, :kyber_last_resort, [last_resort], now)
+        ]
+
+        if changed != [1, 1, 1, 1], do: raise(Error.new(:stale))
+        {{:ok, 2}, [record]}
+
+      {:error, reason} ->
+        {{:error, Error.new(reason)}, [record]}
+    end
   end
 
   defp missing(instance, repo, address) do
@@ -396,7 +474,7 @@ defmodule Kith.Registration do
   end
 
   defp put_published(instance, repo, address, bundle) do
-    now = now()
+    now = Instance.now(instance)
 
     case Accounts.device(repo, address) do
       nil ->
@@ -458,7 +536,7 @@ defmodule Kith.Registration do
   def bundle(instance, {user, device} = address) do
     result =
       Instance.transaction(instance, fn repo ->
-        {claimed, records} = claim(instance, repo, [address], now())
+        {claimed, records} = claim(instance, repo, [address], Instance.now(instance))
 
         case claimed do
           %{^address => found} -> {{:ok, found}, records}
@@ -563,14 +641,13 @@ defmodule Kith.Registration do
           low?(instance, remaining),
           do: address
 
-    Replenisher.request(instance, low)
+    Maintenance.request(instance, low)
   end
 
-  # Of the Kyber prekeys as large a share as of the others.
-  defp low?(%{options: %{replenish_below: below}} = instance, remaining) do
+  @doc "Whether new one-time prekeys are to be made. Of the Kyber prekeys as large a share as of the others."
+  @spec low?(Instance.t(), Prekeys.stock()) :: boolean
+  def low?(%{options: %{replenish_below: below}} = instance, remaining) do
     {count, kyber_count} = targets(instance)
     remaining.one_time < below or remaining.kyber_one_time * count < below * kyber_count
   end
-
-  defp now, do: System.system_time(:millisecond)
 end

@@ -118,8 +118,8 @@ defmodule Kith.SQLite do
   @doc """
   Copies the write-ahead log into the file and empties it.
 
-  Fails with the kind `:busy` while another connection reads, and with `:transaction` inside a
-  transaction. Takes the options of `query/4`.
+  Fails with the kind `:busy` while another connection reads, for which it does not wait, and with `:transaction`
+  inside a transaction. Takes the options of `query/4`.
   """
   @spec checkpoint(t, [option]) :: :ok | {:error, Exception.t()}
   def checkpoint(%__MODULE__{} = handle, opts \\ []) do

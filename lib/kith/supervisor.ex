@@ -1,9 +1,9 @@
 defmodule Kith.Supervisor do
   @moduledoc false
-  # One instance: its database, the keeper of its name, the process that makes prekeys.
+  # One instance: its database, the keeper of its name, the process that looks after keys.
   use Supervisor
 
-  alias Kith.{Instance, Native, Options, Replenisher}
+  alias Kith.{Instance, Maintenance, Native, Options}
   alias Kith.Store.Repo
 
   def start_link(given) do
@@ -26,7 +26,7 @@ defmodule Kith.Supervisor do
       [
         {Kith.SQLite, path: options.database, synchronous: options.synchronous, name: database},
         {Instance.Keeper, {options, vault, Kith.SQLite.handle(database)}},
-        {Replenisher, options.name}
+        {Maintenance, options.name}
       ],
       strategy: :rest_for_one
     )
@@ -36,7 +36,7 @@ defmodule Kith.Supervisor do
     Supervisor.init(
       [
         {Instance.Keeper, {options, vault, Repo.new(options.repo, options.prefix)}},
-        {Replenisher, options.name}
+        {Maintenance, options.name}
       ],
       strategy: :rest_for_one
     )

@@ -22,7 +22,24 @@ defmodule Kith.Telemetry do
   | `[:kith, :prekeys, :generate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
   | `[:kith, :prekeys, :claim, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :prekeys, :claim, :stop]` | `monotonic_time`, `duration`, `count`, `remaining`, `kyber_count`, `kyber_remaining` | the same, `result`, `reason` |
+  | `[:kith, :prekeys, :rotate, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
+  | `[:kith, :prekeys, :rotate, :stop]` | `monotonic_time`, `duration`, `count`, `kyber_count` | the same, `result`, `reason` |
+  | `[:kith, :prekeys, :stock]` | `one_time`, `kyber_one_time`, `signed_age`, `last_resort_age` | `instance`, `user_id`, `device_id`, `local` |
+  | `[:kith, :prekeys, :total]` | `devices`, `low`, `one_time`, `kyber_one_time`, `signed_age`, `last_resort_age` | `instance`, `local` |
+  | `[:kith, :prekeys, :purge]` | `count`, `signed_count`, `base_keys` | `instance` |
+  | `[:kith, :sessions, :purge]` | `skipped_keys`, `recoveries`, `messages` | `instance` |
+  | `[:kith, :sessions, :expire]` | `count`, `age` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :sqlite, :checkpoint]` | `size` | `instance`, `result`, `reason`, `emptied` |
+  | `[:kith, :maintenance, :run, :start]` | `monotonic_time`, `system_time` | `instance`, `task` |
+  | `[:kith, :maintenance, :run, :stop]` | `monotonic_time`, `duration`, `count`, `failed` | the same, `result`, `reason`, `claimed` |
+  | `[:kith, :maintenance, :run, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :installation, :restored]` | `system_time`, `sessions` | `instance` |
+  | `[:kith, :session, :recover, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :session, :recover, :stop]` | `monotonic_time`, `duration`, `reports` | the same, `cause`, `result`, `reason` |
+  | `[:kith, :session, :recover, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :session, :resend, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
+  | `[:kith, :session, :resend, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `renewed`, `result`, `reason` |
+  | `[:kith, :session, :resend, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :history, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id` |
   | `[:kith, :archive, :history, :stop]` | `monotonic_time`, `duration`, `messages`, `damaged`, `plaintext_size` | the same, `result`, `reason` |
   | `[:kith, :archive, :history, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
@@ -37,11 +54,20 @@ defmodule Kith.Telemetry do
   `monotonic_time` and `duration` are in native units (`System.convert_time_unit/3`), `system_time` is
   `System.system_time/0`. Sizes are bytes: `plaintext_size` of the plaintext, `message_size` of all bodies
   together; both are 0 where there is none. `recipients` counts the devices addressed, `failed` those of
-  them that got an error. `sessions` counts the sessions established, or
+  them that got an error. `reports` and `messages` count the envelopes to deliver. `sessions` counts the sessions established, or
   those that start anew after a restored database. `count` is how many one-time prekeys were
   made or handed out (0 when the user has none left), or how many panics; `remaining` is the stock after the
   claim. `messages` counts what a page has or what was shredded, `damaged` those of a page that do not open. `kyber_count` and `kyber_remaining` say the same of one-time Kyber prekeys; when none was handed out, the one
   of last resort was.
+
+  Those of maintenance are emitted in each pass (`Kith.maintain/1`). `:run` is one for each task: `count` is how many
+  devices, sessions or rows it was about, `failed` how many devices or sessions got an error. `:rotate` counts the signed prekeys and the Kyber
+  prekeys of last resort that were made. `:stock` is a gauge, of each device that has few one-time prekeys left or whose signed
+  prekey should have been replaced long ago, as the pass found it; `:total` sums up all devices, those with few being `low`, with the
+  oldest prekeys among them. Ages are seconds, 0 where there is nothing of that age. `:purge` counts what was deleted: one-time prekeys of
+  both kinds, `signed_count` signed prekeys and Kyber prekeys of last resort, `base_keys` remembered of them; keys of skipped
+  messages, counts of recoveries, and expired messages of the archive. `:expire` is one session, put away `age` seconds after it
+  was made. `size` is the bytes of the write-ahead log before the checkpoint.
 
   ## Metadata
 
@@ -50,14 +76,18 @@ defmodule Kith.Telemetry do
   devices is meant. `result` is `:ok` or `:error`; `reason`
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
-  `role` is `:initiator` or `:responder`. `function` is the name of the native function. There is
+  `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
+  next message starts a new session. `function` is the name of the native function. `local` is `false` of devices whose
+  private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
+  `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
+  checkpoint that gave way to a reader: the log is emptied later. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.
 
   ## Order
 
-  `:establish`, `:generate`, `:claim`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
+  `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
   held, but for `[:kith, :nif, :panic]`, and for all events of a call inside the application's own transaction.
   """

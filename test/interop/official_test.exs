@@ -102,4 +102,49 @@ defmodule Kith.Interop.OfficialTest do
       assert dump(kith) == before
     end
   end
+
+  describe "a message that did not open" do
+    test "is reported to the official client and by it" do
+      %{kith: kith, olga: olga} = context = meet("0.103", archive: true)
+      Kith.publish_bundle!(kith, "olga", context.bundle)
+      to_olga(context, "hello")
+      to_anna(context, "hi")
+
+      # What anna reports, the official client reads, and finds its session in it.
+      envelope = Official.encrypt(olga, "anna", "lost", fn -> nil end)
+      envelope = %{envelope | timestamp: 1_700_000_000_123}
+      damaged = %{envelope | body: corrupt(envelope.body, byte_size(envelope.body) - 1)}
+      {:error, error} = Kith.decrypt(kith, "anna", damaged)
+      [report] = Kith.recover!(kith, "anna", damaged, error)
+
+      assert %{"timestamp" => 1_700_000_000_123, "device_id" => 1, "ratchet_key" => key} =
+               Official.call(olga, "parse_decryption_error", %{
+                 plaintext_content: Official.hex(report.body)
+               })
+
+      assert %{"matches" => true} =
+               Official.call(olga, "ratchet_key_matches", %{
+                 remote: %{name: "anna", device_id: 1},
+                 ratchet_key: key
+               })
+
+      # What the official client reports is answered with the message, in a new session.
+      Kith.publish_bundle!(kith, "olga", Official.bundle(olga, 1))
+      envelope = encrypt_one!(kith, "anna", "olga", "dinner at seven?")
+
+      %{"plaintext_content" => content} =
+        Official.call(olga, "decryption_error", %{
+          type: if(envelope.type == :prekey, do: 3, else: 2),
+          body: Official.hex(envelope.body),
+          timestamp: envelope.timestamp
+        })
+
+      report = Kith.Envelope.new("olga", "anna", :report, Official.bytes(content))
+      assert %{renewed: true, envelopes: [again]} = Kith.resend!(kith, "anna", report)
+      assert again.type == :prekey
+      assert Official.decrypt(olga, again) == "dinner at seven?"
+      to_anna(context, "yes")
+      to_olga(context, "good")
+    end
+  end
 end

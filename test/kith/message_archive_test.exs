@@ -552,14 +552,15 @@ defmodule Kith.MessageArchiveTest do
     end
 
     test "is so under the name of another device or thread", %{kith: kith} do
+      # Before the rows are theirs: whoever registers begins with none.
       Kith.register!(kith, "ben", device: 2)
+      Kith.register!(kith, "anna", device: 3)
       envelope!(kith, "cleo", "anna", "another thread")
 
       sql!(kith, "UPDATE signal_archived_messages SET device_id = 2 WHERE user_id = 'ben'")
       assert [nil, nil, nil] = Enum.map(messages(kith, {"ben", 2}), & &1.plaintext)
 
       sql!(kith, "UPDATE signal_archived_messages SET user_id = 'anna', device_id = 3")
-      Kith.register!(kith, "anna", device: 3)
       found = Kith.history!(kith, {"anna", 3}, {:direct, "ben"}).messages
       assert length(found) == 6
       assert Enum.all?(found, &(&1.error == :corrupted_state))

@@ -260,9 +260,10 @@ defmodule Kith.StoreTest do
       peer: peer
     } do
       keys = for n <- 5..1//-1, do: {"group", n, "key #{n}"}
-      Sessions.put_entries(db, me, peer, "id", keys ++ [{"other", 1, "key"}])
-      Sessions.put_entries(db, {"anna", 2}, peer, "id", keys)
-      assert Sessions.evict_entries(db, me, peer, "id", {"group", 3}) == 3
+      Sessions.put_entries(db, me, peer, "id", keys ++ [{"other", 1, "key"}], 0)
+      Sessions.put_entries(db, {"anna", 2}, peer, "id", keys, 0)
+      assert Sessions.evict_entries(db, me, peer, "id", {"group", 5}) == 0
+      assert Sessions.evict_entries(db, me, peer, "id", {"group", 2}) == 3
 
       numbers = fn me, group ->
         Enum.sort(for {"id", ^group, n, _} <- Sessions.entries_of(db, me, peer, group), do: n)
@@ -283,9 +284,10 @@ defmodule Kith.StoreTest do
       peer: peer
     } do
       for id <- ["one", "two"],
-          do: Sessions.put_entries(db, me, peer, id, [{"g", 1, id}, {"g", 2, id}, {"h", 1, id}])
+          do:
+            Sessions.put_entries(db, me, peer, id, [{"g", 1, id}, {"g", 2, id}, {"h", 1, id}], 0)
 
-      Sessions.put_entries(db, me, peer, "two", [{"h", 1, "new"}])
+      Sessions.put_entries(db, me, peer, "two", [{"h", 1, "new"}], 0)
 
       assert Enum.sort(Sessions.entries_at(db, me, peer, [{"g", 2}, {"h", 1}])) == [
                {"one", "g", 2, "one"},

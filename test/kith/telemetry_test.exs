@@ -22,20 +22,25 @@ defmodule Kith.TelemetryTest do
   end
 
   setup do
+    ahead = :atomics.new(1, [])
+    clock = fn -> System.system_time(:millisecond) + :atomics.get(ahead, 1) end
+
     kith =
       start_kith!(
         one_time_prekeys: 5,
         one_time_kyber_prekeys: 2,
         replenish_below: 5,
-        archive: true
+        archive: true,
+        clock: clock
       )
 
     attach(Map.keys(contract()))
-    %{kith: kith}
+    %{kith: kith, ahead: ahead}
   end
 
   test "every event of the table is emitted, with the keys of the table and no others", %{
-    kith: kith
+    kith: kith,
+    ahead: ahead
   } do
     register!(kith, ~w(anna ben cleo))
     first = encrypt_one!(kith, "anna", "ben", "hello")
@@ -47,14 +52,27 @@ defmodule Kith.TelemetryTest do
     Kith.history!(kith, "ben", {:direct, "anna"})
     {:error, _} = Kith.history(kith, "nobody", "family")
     Kith.shred!(kith, "family")
+    second = encrypt_one!(kith, "anna", "ben", "hello")
+    Kith.delete!(kith, "ben", "anna")
+    [report] = Kith.recover!(kith, "ben", second, Kith.Error.new(:session_not_found))
+    Kith.resend!(kith, "anna", report)
+    {:error, _} = Kith.recover(kith, "ben", second, Kith.Error.new(:locked))
+    {:error, _} = Kith.resend(kith, "anna", second)
+    Kith.restored!(kith)
     Kith.replenish!(kith, "ben")
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
 
+    :atomics.add(ahead, 1, 31 * 86_400_000)
+    Kith.maintain!(kith)
+
     for name <- [
           [:session, :encrypt],
           [:session, :decrypt],
+          [:session, :recover],
+          [:session, :resend],
           [:group, :encrypt],
+          [:maintenance, :run],
           [:archive, :history],
           [:archive, :shred]
         ] do
@@ -146,6 +164,101 @@ defmodule Kith.TelemetryTest do
 
     assert [{_, %{sessions: 2}, _}] = events(events, [:session, :establish, :stop])
     assert [] = events(events, [:session, :encrypt, :stop])
+  end
+
+  test "a pass tells of each task, and what it did", %{kith: kith, ahead: ahead} do
+    register!(kith, ~w(anna ben cleo))
+    first = encrypt_one!(kith, "anna", "ben", "hello")
+    Kith.decrypt!(kith, "ben", first)
+    encrypt_one!(kith, "anna", "cleo", "hello?")
+    Kith.Maintenance.await(kith)
+    Kith.pre_key_bundle!(kith, "ben")
+    Kith.Maintenance.await(kith)
+    sql!(kith, "UPDATE signal_prekeys SET claimed_at = 1 WHERE user_id = 'cleo'")
+    received(kith)
+
+    :atomics.add(ahead, 1, 31 * 86_400_000)
+    Kith.maintain!(kith)
+    events = received(kith)
+
+    assert [replenish: 1, rotate: 3, purge: 2, expire: 2, checkpoint: 1] =
+             for(
+               {_, %{count: count, failed: 0}, %{task: task, claimed: true, result: :ok}} <-
+                 events(events, [:maintenance, :run, :stop]),
+               do: {task, count}
+             )
+
+    age = 31 * 86_400
+
+    # Nothing is left of hers, and the age of all is a month.
+    assert [
+             {"anna", 5},
+             {"ben", 5},
+             {"cleo", 0}
+           ] =
+             for(
+               {_, %{one_time: stock, signed_age: ^age, last_resort_age: ^age},
+                %{user_id: user, device_id: 1, local: true}} <-
+                 events(events, [:prekeys, :stock]),
+               do: {user, stock}
+             )
+
+    assert [
+             %{local: false, devices: 0},
+             %{local: true, devices: 3, low: 1, one_time: 10, signed_age: ^age}
+           ] =
+             for(
+               {_, measurements, metadata} <- events(events, [:prekeys, :total]),
+               do: Map.merge(measurements, metadata)
+             )
+
+    assert ["anna", "ben", "cleo"] =
+             for(
+               {_, %{count: 1, kyber_count: 1}, %{user_id: user, result: :ok}} <-
+                 events(events, [:prekeys, :rotate, :stop]),
+               do: user
+             )
+
+    assert [{_, %{count: 2, signed_count: 0, base_keys: 0}, _}] =
+             events(events, [:prekeys, :purge])
+
+    assert [{_, %{skipped_keys: 0, recoveries: 0, messages: 0}, _}] =
+             events(events, [:sessions, :purge])
+
+    assert [
+             {_, %{count: 1, age: ^age}, %{user_id: "anna", peer_id: "ben"}},
+             {_, %{count: 1, age: ^age}, %{user_id: "anna", peer_id: "cleo"}}
+           ] = events(events, [:sessions, :expire])
+
+    assert [{_, %{size: size}, %{result: :ok, emptied: true}}] =
+             events(events, [:sqlite, :checkpoint])
+
+    assert size > 0
+
+    Kith.maintain!(kith)
+    events = received(kith)
+    assert [] = events(events, [:prekeys, :stock])
+    assert [] = events(events, [:prekeys, :rotate, :stop])
+    assert [] = events(events, [:sqlite, :checkpoint])
+  end
+
+  test "what another node does is told as not claimed", %{kith: kith} do
+    sql!(
+      kith,
+      "INSERT INTO signal_maintenance (task, claimed_by, claimed_until) VALUES ('purge', 'other', $1)",
+      [
+        System.system_time(:millisecond) + 60_000
+      ]
+    )
+
+    Kith.maintain!(kith)
+
+    assert [:purge] =
+             for(
+               {_, _, %{task: task, claimed: false}} <-
+                 events(received(kith), [:maintenance, :run, :stop]),
+               do: task
+             )
   end
 
   test "the archive says how much it showed, what it answered a second time and what it shredded",

@@ -37,7 +37,11 @@ defmodule Kith.Case do
 
   @doc "Options with a fresh database and a key for tests."
   def defaults(options \\ []) do
-    options = Keyword.put_new(options, :keys, current: {"test", {:key, @key}})
+    options =
+      options
+      |> Keyword.put_new(:keys, current: {"test", {:key, @key}})
+      # A pass in the middle of a test would be in its way.
+      |> Keyword.put_new(:maintenance_interval, :off)
 
     cond do
       options[:repo] -> options

@@ -8,7 +8,13 @@ defmodule Kith.Instance.Keeper do
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
   def init({options, vault, repo}) do
-    instance = %Instance{name: options.name, repo: repo, vault: vault, options: options}
+    instance = %Instance{
+      name: options.name,
+      repo: repo,
+      vault: vault,
+      options: options,
+      stamps: :atomics.new(1, signed: false)
+    }
 
     # So that terminate/2 is called.
     Process.flag(:trap_exit, true)

@@ -9,9 +9,40 @@ defmodule Kith.Migration.V2 do
       # Of the current session: when it was made here, and when a message of it was last opened.
       "ALTER TABLE kith.signal_sessions ADD COLUMN established_at BIGINT",
       "ALTER TABLE kith.signal_sessions ADD COLUMN received_at BIGINT",
+      # Since when the key of a skipped message is kept. NULL for chunks, whose session needs them.
       "ALTER TABLE kith.signal_session_entries ADD COLUMN created_at BIGINT",
+      # Of keys from before nobody knows better than when their session last moved. Chunks are 141 bytes long.
+      """
+      UPDATE kith.signal_session_entries SET created_at = (
+        SELECT s.updated_at FROM kith.signal_sessions s
+        WHERE s.user_id = signal_session_entries.user_id
+          AND s.device_id = signal_session_entries.device_id
+          AND s.peer_id = signal_session_entries.peer_id
+          AND s.peer_device_id = signal_session_entries.peer_device_id
+      )
+      WHERE length(entry) < 141
+      """,
+      """
+      CREATE INDEX signal_session_entries_age ON kith.signal_session_entries (created_at)
+        WHERE created_at IS NOT NULL
+      """,
       # Since when a signed prekey or a Kyber prekey of last resort is not handed out any more.
       "ALTER TABLE kith.signal_prekeys ADD COLUMN superseded_at BIGINT",
+      """
+      CREATE INDEX signal_prekeys_superseded ON kith.signal_prekeys (superseded_at)
+        WHERE superseded_at IS NOT NULL
+      """,
+      "CREATE INDEX signal_prekeys_used ON kith.signal_prekeys (used_at) WHERE used_at IS NOT NULL",
+      # The signed prekeys that are to be replaced next.
+      """
+      CREATE INDEX signal_prekeys_age ON kith.signal_prekeys (created_at, user_id, device_id)
+        WHERE kind = 'signed' AND superseded_at IS NULL AND private_key_encrypted IS NOT NULL
+      """,
+      # What goes with a signed prekey.
+      """
+      CREATE INDEX signal_base_keys_signed_prekey
+        ON kith.signal_base_keys (user_id, device_id, signed_prekey_id)
+      """,
       # How often one device had to heal what another sent, in a window of time.
       """
       CREATE TABLE kith.signal_recoveries (
@@ -100,6 +131,12 @@ defmodule Kith.Migration.V2 do
           ],
           do: "ALTER TABLE kith.#{table} DROP COLUMN #{column}"
 
-    tables ++ columns
+    # PostgreSQL drops them with their columns, SQLite does not drop the columns before.
+    indexes =
+      for index <- ~w(signal_session_entries_age signal_prekeys_superseded signal_prekeys_used
+                      signal_prekeys_age signal_base_keys_signed_prekey),
+          do: "DROP INDEX kith.#{index}"
+
+    tables ++ indexes ++ columns
   end
 end

@@ -23,27 +23,36 @@ defmodule Kith.Store.Accounts do
   FROM kith.signal_identity_keys i LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
   """
 
-  @doc "The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere."
+  @doc """
+  The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere.
+
+  The device stays registered until the transaction ends: what is sealed for it then is sealed with its keys, and not
+  with those of a registration that another node has ended meanwhile.
+  """
   @spec device(Repo.repo(), Address.t()) :: nil | device
   def device(repo, {user, device}) do
-    sql = "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2"
+    sql = "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2 #{hold(repo)}"
     for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
   end
 
-  @doc "The keys of all devices of some users, by address."
+  @doc "The keys of all devices of some users, by address. They stay registered too."
   @spec devices(Repo.repo(), [Address.user()]) :: %{Address.t() => device}
   def devices(repo, users), do: elem(devices_at(repo, users, "NULL"), 0)
 
   @doc "The same, with what an expression of SQL says at that moment, or nil where there is no device."
   @spec devices_at(Repo.repo(), [Address.user()], String.t()) :: {%{Address.t() => device}, term}
   def devices_at(repo, users, expression) do
-    sql =
-      "SELECT #{expression}, #{@columns} #{@from} WHERE i.user_id IN (#{SQL.list(1, length(users))})"
+    sql = """
+    SELECT #{expression}, #{@columns} #{@from} WHERE i.user_id IN (#{SQL.list(1, length(users))})
+    #{hold(repo)}
+    """
 
     rows = Repo.rows(repo, sql, users)
     said = with [[said | _] | _] <- rows, do: said, else: ([] -> nil)
     {for([_, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}), said}
   end
+
+  defp hold(repo), do: Repo.hold(repo, "i", "i.user_id, i.device_id")
 
   defp row([data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]) do
     %{
@@ -67,6 +76,17 @@ defmodule Kith.Store.Accounts do
       [] -> nil
       [[data_key]] -> data_key
     end
+  end
+
+  @doc "Users and their wrapped data keys, some at a time, in the order of the users."
+  @spec data_keys(Repo.repo(), Address.user(), pos_integer) :: [{Address.user(), binary}]
+  def data_keys(repo, after_user, limit) do
+    sql = """
+    SELECT user_id, data_key FROM kith.signal_accounts WHERE user_id > $1
+    ORDER BY user_id LIMIT $2
+    """
+
+    for [user, data_key] <- Repo.rows(repo, sql, [after_user, limit]), do: {user, data_key}
   end
 
   @doc "Keeps the data key that is there, should another process have been faster."
@@ -131,6 +151,14 @@ defmodule Kith.Store.Accounts do
         [user, device]
       )
 
+    # Two devices that go at once each have a session with the other.
+    sql = """
+    SELECT 1 FROM kith.signal_sessions
+    WHERE (user_id = $1 AND device_id = $2) OR (peer_id = $1 AND peer_device_id = $2)
+    ORDER BY user_id, device_id, peer_id, peer_device_id
+    """
+
+    Repo.lock_rows(repo, sql, [user, device])
     clear(repo, {user, device})
 
     sql = """
@@ -161,8 +189,8 @@ defmodule Kith.Store.Accounts do
   end
 
   @doc """
-  Registration ids, identity keys, newest signed prekeys and newest Kyber prekeys of last resort of many devices, by
-  address.
+  Registration ids, identity keys, signed prekeys and Kyber prekeys of last resort of many devices, by address: those
+  prekeys that are not superseded.
   """
   @spec bundles(Repo.repo(), [Address.t()]) :: %{Address.t() => map}
   def bundles(repo, addresses) do
@@ -176,11 +204,9 @@ defmodule Kith.Store.Accounts do
     FROM kith.signal_identity_keys i CROSS JOIN kith.signal_prekeys p
     WHERE i.user_id IN (#{SQL.list(1, length(users))})
       AND p.user_id = i.user_id AND p.device_id = i.device_id
-      AND p.kind IN ('signed', 'kyber_last_resort')
-    ORDER BY p.created_at, p.prekey_id
+      AND p.kind IN ('signed', 'kyber_last_resort') AND p.superseded_at IS NULL
     """
 
-    # The newest comes last and stays.
     for [user, device, registration_id, identity_key, local, kind | prekey] <-
           Repo.rows(repo, sql, users),
         reduce: %{} do

@@ -2,7 +2,7 @@ defmodule Kith.Store.Prekeys do
   @moduledoc false
   # signal_prekeys and signal_base_keys. A one-time prekey is claimed when it is handed out, used when a
   # message made from it was opened, and deleted when its grace is over. Signed prekeys and Kyber prekeys of last
-  # resort stay.
+  # resort are superseded by newer ones, and deleted when their grace is over.
 
   alias Kith.Address
   alias Kith.Store.{Repo, SQL}
@@ -117,6 +117,41 @@ defmodule Kith.Store.Prekeys do
     end
   end
 
+  @doc "What has become of a prekey: `:held`, `:used`, `:absent`, or `:none` for no id."
+  def condition(_repo, _address, _kinds, nil), do: :none
+
+  def condition(repo, {user, device}, kinds, id) do
+    kinds = Enum.map_join(kinds, ", ", &"'#{&1}'")
+
+    sql = """
+    SELECT used_at FROM kith.signal_prekeys
+    WHERE user_id = $1 AND device_id = $2 AND kind IN (#{kinds}) AND prekey_id = $3
+      AND private_key_encrypted IS NOT NULL
+    """
+
+    case Repo.rows(repo, sql, [user, device, id]) do
+      [] -> :absent
+      [[nil]] -> :held
+      [[_used_at]] -> :used
+    end
+  end
+
+  @doc "Some of the devices with keys here that have fewer one-time prekeys than that, with how many."
+  @spec low(Repo.repo(), non_neg_integer, pos_integer) :: [{Address.t(), non_neg_integer}]
+  def low(repo, below, limit) do
+    sql = """
+    SELECT i.user_id, i.device_id, COUNT(p.prekey_id)
+    FROM kith.signal_identity_keys i
+    LEFT JOIN kith.signal_prekeys p ON p.user_id = i.user_id AND p.device_id = i.device_id
+      AND p.kind = 'one_time' AND p.claimed_at IS NULL AND p.used_at IS NULL
+    WHERE i.private_key_encrypted IS NOT NULL
+    GROUP BY i.user_id, i.device_id HAVING COUNT(p.prekey_id) < $1
+    ORDER BY i.user_id, i.device_id LIMIT $2
+    """
+
+    for [user, device, count] <- Repo.rows(repo, sql, [below, limit]), do: {{user, device}, count}
+  end
+
   @doc """
   The sealed private halves a message names: `{one_time | nil, signed | nil, {kind, sealed} | nil}`, the last of a
   Kyber prekey.
@@ -166,6 +201,71 @@ defmodule Kith.Store.Prekeys do
     """
 
     Repo.execute(repo, sql, [user, device, Atom.to_string(kind), id, now])
+  end
+
+  @doc "Ids and ages of the signed prekey and the Kyber prekey of last resort that are handed out now, by kind."
+  @spec current(Repo.repo(), Address.t()) :: %{
+          kind => {id :: non_neg_integer, created_at :: integer}
+        }
+  def current(repo, {user, device}) do
+    sql = """
+    SELECT kind, prekey_id, created_at FROM kith.signal_prekeys
+    WHERE user_id = $1 AND device_id = $2 AND kind IN ('signed', 'kyber_last_resort')
+      AND superseded_at IS NULL
+    """
+
+    for [kind, id, created_at] <- Repo.rows(repo, sql, [user, device]), into: %{} do
+      {if(kind == "signed", do: :signed, else: :kyber_last_resort), {id, created_at}}
+    end
+  end
+
+  @doc "Hands a prekey out no more. Returns 0 when another process was first."
+  def supersede(repo, {user, device}, kind, id, now)
+      when kind in [:signed, :kyber_last_resort] do
+    sql = """
+    UPDATE kith.signal_prekeys SET superseded_at = $5
+    WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id = $4
+      AND superseded_at IS NULL
+    """
+
+    Repo.execute(repo, sql, [user, device, Atom.to_string(kind), id, now])
+  end
+
+  @doc "Deletes the private half of a superseded prekey: from now on it opens nothing."
+  def erase(repo, {user, device}, kind, id) do
+    sql = """
+    UPDATE kith.signal_prekeys SET private_key_encrypted = NULL
+    WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id = $4
+      AND superseded_at IS NOT NULL
+    """
+
+    Repo.execute(repo, sql, [user, device, Atom.to_string(kind), id])
+  end
+
+  @doc "Deletes a superseded prekey, unless a base key still belongs to it."
+  def delete_superseded(repo, {user, device}, kind, id) do
+    sql = """
+    DELETE FROM kith.signal_prekeys
+    WHERE user_id = $1 AND device_id = $2 AND kind = $3 AND prekey_id = $4
+      AND superseded_at IS NOT NULL
+      AND (kind <> 'signed' OR NOT EXISTS (
+        SELECT 1 FROM kith.signal_base_keys WHERE user_id = $5 AND device_id = $6 AND signed_prekey_id = $7
+      ))
+    """
+
+    Repo.execute(repo, sql, [user, device, Atom.to_string(kind), id, user, device, id])
+  end
+
+  @doc "Since when a device has had the oldest of the signed prekeys that still open messages."
+  @spec oldest_signed(Repo.repo(), Address.t()) :: nil | integer
+  def oldest_signed(repo, {user, device}) do
+    sql = """
+    SELECT MIN(created_at) FROM kith.signal_prekeys
+    WHERE user_id = $1 AND device_id = $2 AND kind = 'signed' AND private_key_encrypted IS NOT NULL
+    """
+
+    [[created_at]] = Repo.rows(repo, sql, [user, device])
+    created_at
   end
 
   @doc "Deletes one-time prekeys that were used before then."

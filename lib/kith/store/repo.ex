@@ -103,6 +103,14 @@ defmodule Kith.Store.Repo do
     :ok
   end
 
+  @doc """
+  Words that keep the rows of a table in a statement, sorted by its key, from being deleted until the transaction ends.
+  Others may do so at the same time. SQLite's writer is alone.
+  """
+  @spec hold(repo, table :: String.t(), key :: String.t()) :: String.t()
+  def hold(repo, _table, _key) when is_embedded(repo), do: ""
+  def hold(_repo, table, key), do: " ORDER BY #{key} FOR KEY SHARE OF #{table}"
+
   @doc "An expression of PostgreSQL: the timeline that is written, 8 hexadecimal digits."
   @spec timeline() :: String.t()
   def timeline, do: "SUBSTRING(pg_walfile_name(pg_current_wal_lsn()) FROM 1 FOR 8)"
@@ -153,9 +161,11 @@ defmodule Kith.Store.Repo do
   defp run(repo, fun) when is_embedded(repo), do: Kith.SQLite.transaction(repo, fun)
   defp run(%{module: module}, fun), do: module.transaction(fun, log: false)
 
-  defp in_transaction?(repo) when is_embedded(repo), do: Kith.SQLite.in_transaction?(repo)
+  @doc "Whether this process is in a transaction."
+  @spec in_transaction?(repo) :: boolean
+  def in_transaction?(repo) when is_embedded(repo), do: Kith.SQLite.in_transaction?(repo)
 
-  defp in_transaction?(%{module: module}) do
+  def in_transaction?(%{module: module}) do
     function_exported?(module, :in_transaction?, 0) and module.in_transaction?()
   rescue
     # The transaction itself will tell.

@@ -93,6 +93,21 @@ defmodule Kith.Store.Sessions do
     }
   end
 
+  @doc "What a device remembers of the devices of a user, by address. Nothing is locked: it was locked in another order."
+  @spec remembered(Repo.repo(), Address.t(), Address.user()) :: %{
+          Address.t() => %{identity: binary}
+        }
+  def remembered(repo, {user, device}, peer) do
+    sql = """
+    SELECT peer_device_id, identity FROM kith.signal_sessions
+    WHERE user_id = $1 AND device_id = $2 AND peer_id = $3 AND identity IS NOT NULL
+    """
+
+    for [peer_device, identity] <- Repo.rows(repo, sql, [user, device, peer]),
+        into: %{},
+        do: {{peer, peer_device}, %{identity: identity}}
+  end
+
   @doc """
   What a device remembers of another device of the same user than this one, sealed: `{device, identity}` or nil. Those
   of one user share an identity.
@@ -115,10 +130,14 @@ defmodule Kith.Store.Sessions do
   """
   @spec put(Repo.repo(), Address.t(), [tuple], integer, [{atom, nil | integer}]) ::
           non_neg_integer
-  def put(repo, {user, device}, rows, now, further \\ []) do
+  def put(repo, local, rows, now, further \\ []) do
+    {new, known} = Enum.split_with(rows, fn {_, generation, _, _} -> generation == 1 end)
+    put(repo, local, known, now, further, :known) + put(repo, local, new, now, further, :new)
+  end
+
+  defp put(repo, {user, device}, rows, now, further, kind) do
     {names, values} = Enum.unzip(further)
     shared = Enum.map(3..(3 + length(names))//1, &"$#{&1}")
-    update = Enum.map_join(names, &", #{&1} = excluded.#{&1}")
 
     rows
     |> SQL.chunks()
@@ -133,10 +152,7 @@ defmodule Kith.Store.Sessions do
         (user_id, device_id, peer_id, peer_device_id, generation, state, identity, created_at,
          #{Enum.join([:updated_at | names], ", ")})
       VALUES #{values_of_rows}
-      ON CONFLICT (user_id, device_id, peer_id, peer_device_id) DO UPDATE SET
-        generation = excluded.generation, state = excluded.state, identity = excluded.identity,
-        updated_at = excluded.updated_at#{update}
-      WHERE signal_sessions.generation = excluded.generation - 1
+      ON CONFLICT (user_id, device_id, peer_id, peer_device_id) #{on_conflict(kind, names)}
       """
 
       own =
@@ -146,6 +162,19 @@ defmodule Kith.Store.Sessions do
 
       written + Repo.execute(repo, sql, [user, device, now | values] ++ own)
     end)
+  end
+
+  # A row that was not there was not locked either. To wait for one that somebody has made meanwhile, with others held
+  # already, is how two writers wait for each other.
+  defp on_conflict(:new, _names), do: "DO NOTHING"
+
+  defp on_conflict(:known, names) do
+    """
+    DO UPDATE SET
+      generation = excluded.generation, state = excluded.state, identity = excluded.identity,
+      updated_at = excluded.updated_at#{Enum.map_join(names, &", #{&1} = excluded.#{&1}")}
+    WHERE signal_sessions.generation = excluded.generation - 1
+    """
   end
 
   @doc "Marks sessions: the next message to each of the peers starts a new one."
@@ -329,20 +358,25 @@ defmodule Kith.Store.Sessions do
 
   defp entries(repo, sql, params), do: Enum.map(Repo.rows(repo, sql, params), &List.to_tuple/1)
 
-  @doc "Writes `{group, number, sealed}` rows, each in place of the one of before."
-  def put_entries(repo, {user, device}, {peer, peer_device}, session_id, entries) do
+  @doc """
+  Writes `{group, number, sealed}` rows, each in place of the one of before.
+
+  Keys of skipped messages have an age. Chunks have none: their session needs them however old they are.
+  """
+  def put_entries(repo, {user, device}, {peer, peer_device}, session_id, entries, now) do
     for chunk <- SQL.chunks(entries) do
       sql = """
       INSERT INTO kith.signal_session_entries
-        (user_id, device_id, peer_id, peer_device_id, session_id, entry_group, number, entry)
-      VALUES #{SQL.values(length(chunk), 5, 3, fn own -> ["$1", "$2", "$3", "$4", "$5" | own] end)}
+        (user_id, device_id, peer_id, peer_device_id, session_id, entry_group, number, entry,
+         created_at)
+      VALUES #{SQL.values(length(chunk), 5, 4, fn own -> ["$1", "$2", "$3", "$4", "$5" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id)
       DO UPDATE SET entry = excluded.entry
       """
 
       own =
         Enum.flat_map(chunk, fn {group, number, sealed} ->
-          [{:blob, group}, number, {:blob, sealed}]
+          [{:blob, group}, number, {:blob, sealed}, if(chunks?(group), do: nil, else: now)]
         end)
 
       shared = [user, device, peer, peer_device, {:blob, session_id}]
@@ -351,6 +385,10 @@ defmodule Kith.Store.Sessions do
 
     :ok
   end
+
+  # As docs/state-format.md says.
+  defp chunks?(<<2, _epoch::binary>>), do: true
+  defp chunks?(_keys), do: false
 
   @doc "Deletes the entry of a session at a position."
   def delete_entry(repo, local, peer, session_id, {group, number}) do
@@ -375,20 +413,24 @@ defmodule Kith.Store.Sessions do
     Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}])
   end
 
-  @doc "Deletes the `count` entries of a group with the lowest numbers."
-  def evict_entries(repo, {user, device}, {peer, peer_device}, session_id, {group, count}) do
+  @doc """
+  Deletes the entries of a group but the `kept` with the highest numbers.
+
+  The state counts entries that were deleted for their age too, so how many must go is known here only.
+  """
+  def evict_entries(repo, {user, device}, {peer, peer_device}, session_id, {group, kept}) do
     sql = """
     DELETE FROM kith.signal_session_entries
-    WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number IN (
+    WHERE #{@pair} AND session_id = $5 AND entry_group = $6 AND number <= (
       SELECT number FROM kith.signal_session_entries
       WHERE user_id = $7 AND device_id = $8 AND peer_id = $9 AND peer_device_id = $10
         AND session_id = $11 AND entry_group = $12
-      ORDER BY number LIMIT $13
+      ORDER BY number DESC LIMIT 1 OFFSET $13
     )
     """
 
     params = [user, device, peer, peer_device, {:blob, session_id}, {:blob, group}]
-    Repo.execute(repo, sql, params ++ params ++ [count])
+    Repo.execute(repo, sql, params ++ params ++ [kept])
   end
 
   @doc "Deletes what is kept of a pair beside its row."

@@ -213,6 +213,8 @@ impl Database {
     /// Copies the write-ahead log into the database file and cuts the log to nothing, so that no
     /// earlier image of a page remains in either.
     ///
+    /// It does not wait for readers: whoever holds the database would wait along.
+    ///
     /// # Errors
     ///
     /// [`Error::Busy`] if another connection still reads from the log, [`Error::TransactionOpen`]
@@ -221,10 +223,16 @@ impl Database {
         if self.transaction {
             return Err(Error::TransactionOpen);
         }
-        let busy: i64 =
+        let patience: u32 = self
+            .connection
+            .query_row("PRAGMA busy_timeout", [], |row| row.get(0))?;
+        self.connection.busy_timeout(Duration::ZERO)?;
+        let busy: rusqlite::Result<i64> =
             self.connection
-                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy == 0 { Ok(()) } else { Err(Error::Busy) }
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+        self.connection
+            .busy_timeout(Duration::from_millis(patience.into()))?;
+        if busy? == 0 { Ok(()) } else { Err(Error::Busy) }
     }
 
     /// A handle that stops a running statement from another thread.

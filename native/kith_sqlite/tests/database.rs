@@ -729,7 +729,12 @@ fn a_checkpoint_says_when_a_reader_holds_the_log() {
 
     reader.begin().unwrap();
     assert_eq!(count(&mut reader), Value::Integer(1));
+    // Without waiting, but only this once.
     assert_eq!(database.checkpoint(), Err(Error::Busy));
+    assert_eq!(
+        only(&mut database, "PRAGMA busy_timeout", &[]),
+        Value::Integer(20)
+    );
     assert_eq!(reader.checkpoint(), Err(Error::TransactionOpen));
     reader.rollback().unwrap();
     database.checkpoint().unwrap();

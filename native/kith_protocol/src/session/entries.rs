@@ -247,10 +247,11 @@ impl MemoryEntries {
         for ((group, number), entry) in &changes.entries_added {
             self.0.insert((session, *group, *number), entry.clone());
         }
-        for &(group, count) in &changes.entries_evicted {
+        for &(group, kept) in &changes.entries_evicted {
             let lowest: Vec<_> = self
                 .of_group(&session, group)
-                .take(count as usize)
+                .rev()
+                .skip(kept as usize)
                 .map(|(number, _)| number)
                 .collect();
             for number in lowest {

@@ -333,7 +333,7 @@ impl Session {
         let over = receiving.skipped.saturating_sub(MAX_SKIPPED_KEYS_PER_CHAIN);
         if over > 0 {
             receiving.skipped -= over;
-            changes.evicted.push((group, over));
+            changes.evicted.push((group, receiving.skipped));
         }
         changes.added = skipped
             .into_iter()
@@ -351,7 +351,7 @@ impl Session {
                 receiving.skipped -= evicted;
                 over -= evicted;
                 let group = EntryGroup::MessageKeys(receiving.ratchet_key);
-                changes.evicted.push((group, evicted));
+                changes.evicted.push((group, receiving.skipped));
             }
         }
     }
@@ -446,7 +446,7 @@ impl EntryChanges {
         self.removed
             .extend(keys.removed.map(|(epoch, index)| (group(epoch), index)));
         self.evicted
-            .extend(keys.evicted.map(|(epoch, count)| (group(epoch), count)));
+            .extend(keys.evicted.map(|(epoch, kept)| (group(epoch), kept)));
         self.added.extend(
             page.map(|(epoch, number, page)| {
                 ((EntryGroup::Chunks(epoch), number), Entry::page(page))

@@ -199,7 +199,8 @@ pub struct Changes {
     pub groups_dropped: Vec<EntryGroup>,
     /// Entries to store.
     pub entries_added: Vec<(EntryPosition, Entry)>,
-    /// Groups of which so many entries go, those with the lowest numbers. To be deleted after adding.
+    /// Groups of which only so many entries stay, those with the highest numbers. The others are to be deleted after
+    /// adding. How many go is not said: a store may have deleted old ones by itself.
     pub entries_evicted: Vec<(EntryGroup, u32)>,
     /// The one-time prekey that was used up.
     pub prekey_used: Option<PreKeyId>,
@@ -486,6 +487,8 @@ impl SessionRecord {
         }
         let nothing_stored = without_chain.is_empty();
         let mut error = None;
+        // A session that lacks a part may be the one: it is asked again, whatever the others said.
+        let mut not_loaded = None;
         let mut hashes = MAX_HASHES_PER_MESSAGE;
         for (candidate, session) in without_chain {
             // What a trial costs is in the message, which nobody has authenticated yet.
@@ -500,16 +503,18 @@ impl SessionRecord {
             match open(session) {
                 Ok(opened) => return Ok((candidate, opened)),
                 Err(Refusal::Version) => {}
+                Err(Refusal::NotLoaded(part)) => not_loaded = not_loaded.or(Some(part)),
                 Err(refusal) => {
                     error = error.or_else(|| Some(refusal.into_error(message.version())));
                 }
             }
         }
-        Err(match (&self.archived, nothing_stored, error) {
-            (Archive::NotLoaded, _, _) => DecryptError::NotLoaded(NotLoaded::Archive),
-            (Archive::Loaded(_), true, _) => DecryptError::SessionNotFound,
-            (Archive::Loaded(_), false, Some(error)) => error,
-            (Archive::Loaded(_), false, None) => {
+        Err(match (&self.archived, not_loaded, nothing_stored, error) {
+            (Archive::NotLoaded, ..) => DecryptError::NotLoaded(NotLoaded::Archive),
+            (Archive::Loaded(_), Some(part), ..) => DecryptError::NotLoaded(part),
+            (Archive::Loaded(_), None, true, _) => DecryptError::SessionNotFound,
+            (Archive::Loaded(_), None, false, Some(error)) => error,
+            (Archive::Loaded(_), None, false, None) => {
                 DecryptError::UnsupportedVersion(message.version())
             }
         })

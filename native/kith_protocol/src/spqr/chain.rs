@@ -135,7 +135,7 @@ pub(crate) struct Committed {
     pub(crate) added: Vec<(u64, u32, SecretBytes)>,
     /// Epoch and index of a kept key that is used up.
     pub(crate) removed: Option<(u64, u32)>,
-    /// Epoch, and how many of its kept keys go, those with the lowest indices.
+    /// Epoch, and how many of its kept keys stay, those with the highest indices.
     pub(crate) evicted: Option<(u64, u32)>,
 }
 
@@ -306,7 +306,7 @@ impl KeyChain {
                     let evicted = chains.kept.saturating_sub(MAX_SKIPPED_KEYS_PER_CHAIN);
                     if evicted > 0 {
                         chains.kept -= evicted;
-                        committed.evicted = Some((epoch, evicted));
+                        committed.evicted = Some((epoch, chains.kept));
                     }
                 }
             }
@@ -455,11 +455,16 @@ mod tests {
             if let Some(position) = committed.removed {
                 assert!(self.keys.remove(&position).is_some());
             }
-            if let Some((epoch, count)) = committed.evicted {
-                for _ in 0..count {
-                    let lowest = *self.keys.range((epoch, 0)..).next().unwrap().0;
-                    assert_eq!(lowest.0, epoch);
-                    self.keys.remove(&lowest);
+            if let Some((epoch, kept)) = committed.evicted {
+                let of_epoch = self.keys.range((epoch, 0)..(epoch + 1, 0));
+                let lowest: Vec<_> = of_epoch
+                    .rev()
+                    .skip(kept as usize)
+                    .map(|(at, _)| *at)
+                    .collect();
+                assert!(!lowest.is_empty());
+                for at in lowest {
+                    self.keys.remove(&at);
                 }
             }
             for (number, epoch) in (self.chain.oldest()..).zip(&self.chain.epochs) {

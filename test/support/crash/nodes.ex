@@ -1,0 +1,127 @@
+defmodule Kith.Crash.Nodes do
+  @moduledoc false
+  # Several VMs at once on one database, with many processes each, on the same sessions. Nobody dies: what is looked for
+  # are two who go on from one state, and two who wait for each other.
+
+  alias Kith.Crash.{Driver, Journal, Ledger}
+
+  # More of what two nodes can do to each other: groups in any order, sessions that start on both at once, and from
+  # both sides, and users who come and go.
+  @weights [
+    send: 40,
+    group: 14,
+    deliver: 70,
+    again: 3,
+    twice: 3,
+    cold: 2,
+    reset: 1,
+    replenish: 1,
+    note: 1,
+    visitor: 3
+  ]
+
+  @doc """
+  Plays `:operations` steps on `:nodes` VMs of `:workers` processes each, then delivers the rest and lets everybody write
+  to everybody. Options beside those are the driver's. Returns the ledger.
+  """
+  def run(options) do
+    {nodes, options} = Keyword.pop!(options, :nodes)
+    {operations, options} = Keyword.pop!(options, :operations)
+    workers = Keyword.fetch!(options, :workers)
+
+    config =
+      Driver.config(
+        Keyword.merge(
+          [
+            weights: @weights,
+            deaths: [],
+            wires: nodes > 1,
+            guest: true,
+            # Two networks deliver without knowing of each other, so neither may be late.
+            busy: 20 * workers,
+            steps: div(operations, nodes * workers)
+          ],
+          options
+        )
+      )
+
+    ledger = Driver.ledger(config)
+    vms = for node <- 1..nodes, do: Driver.start(config, ledger, node, false)
+    relay(Map.new(vms, &{&1.port, &1}), Map.new(vms, &{&1.port, ""}), MapSet.new())
+    ledger = together(ledger, Enum.map(vms, &Journal.read(&1.journal)))
+    ledger = Enum.reduce(vms, ledger, &Driver.finish(config, &2, %{&1 | journal: "none"}))
+
+    if ledger.violations == [],
+      do: Driver.drain(config, ledger, nodes + 1),
+      else: ledger
+  end
+
+  # A message that one node opens may be another's.
+  defp together(ledger, journals) do
+    {sent, rest} =
+      journals
+      |> Enum.concat()
+      # What one found at its start is what others had done by then. The last life looks again.
+      |> Enum.reject(&(kind(&1) in [:recovered, :in_outbox, :in_inbox]))
+      |> Enum.split_with(&(kind(&1) == :sent))
+
+    Ledger.add_life(ledger, sent ++ rest)
+  end
+
+  defp kind(entry), do: if(is_tuple(entry), do: elem(entry, 0), else: entry)
+
+  # Passes on what the nodes write to each other, until all have finished.
+  defp relay(vms, buffers, finished) do
+    if MapSet.size(finished) == map_size(vms) do
+      :ok
+    else
+      receive do
+        {port, {:data, data}} when is_map_key(vms, port) ->
+          [rest | lines] = (buffers[port] <> data) |> String.split("\n") |> Enum.reverse()
+          others = Map.keys(vms) -- [port]
+
+          finished =
+            Enum.reduce(lines, finished, fn
+              "finished", finished -> MapSet.put(finished, port)
+              "wire " <> _ = line, finished -> pass(line, others, finished)
+              line, finished -> said(port, line, finished)
+            end)
+
+          relay(vms, %{buffers | port => rest}, finished)
+
+        {port, {:exit_status, status}} when is_map_key(vms, port) ->
+          send(self(), {port, {:exit_status, status}})
+          relay(vms, buffers, MapSet.new(Map.keys(vms)))
+      after
+        300_000 -> raise "the nodes say nothing"
+      end
+    end
+  end
+
+  # For the report of a node that ends by itself.
+  defp said(port, line, finished) do
+    Process.put({Driver, port}, Process.get({Driver, port}, "") <> line <> "\n")
+    finished
+  end
+
+  defp pass(line, others, finished) do
+    Port.command(Enum.random(others), [line, "\n"])
+    finished
+  end
+
+  @doc "The line that closes a run."
+  def line(store, ledger, nodes, processes) do
+    counts = fn kind -> Map.get(ledger.counts, kind, 0) end
+
+    bad =
+      for kind <- [:lost, :reused, :twice, :undecryptable, :unexpected],
+          do:
+            "#{if kind == :twice, do: "opened twice", else: kind} #{Ledger.violations(ledger, kind)}"
+
+    "#{store}: #{nodes} #{if nodes == 1, do: "node", else: "nodes"}, #{processes} processes, " <>
+      "#{counts.(:steps)} operations, #{counts.(:messages)} messages, " <>
+      "races lost and repeated #{counts.(:lost_races)}, stale returned #{counts.(:stale_returned)} " <>
+      "(in a transaction of the application #{counts.(:stale_joined)}), " <>
+      "deadlocks #{counts.(:deadlocks)}, #{Enum.join(bad, ", ")}"
+  end
+end
