@@ -97,10 +97,12 @@ defmodule Kith.MessageArchive do
   end
 
   @doc false
-  def put(instance, repo, owner, target, row, content, position \\ microseconds())
+  def put(instance, repo, owner, target, row, content, position \\ nil)
   def put(_instance, _repo, _owner, nil, _row, _content, _position), do: :ok
 
   def put(instance, repo, owner, {thread, expires_in}, row, content, position) do
+    position = position || position(instance)
+
     expires_at =
       expires_at(instance.options.archive[:retention], expires_in, div(position, 1_000))
 
@@ -414,5 +416,7 @@ defmodule Kith.MessageArchive do
     end
   end
 
-  defp microseconds, do: System.system_time(:microsecond)
+  # Microseconds, so that what one device does comes one after the other.
+  defp position(%{options: %{clock: nil}}), do: System.system_time(:microsecond)
+  defp position(instance), do: Instance.now(instance) * 1_000
 end

@@ -119,7 +119,8 @@ defmodule Kith.Messages do
   """
   def fan_out_in(instance, repo, {user, _} = from, members, plaintext, terms) do
     users = Enum.uniq([user | Enum.map(members, &of_user/1)])
-    {devices, timeline} = Accounts.devices_at(repo, users, Installation.question(instance))
+    question = Installation.question(instance)
+    {devices, timeline} = Accounts.devices_for(repo, from, users, question)
 
     case Registration.local(devices[from]) do
       {:ok, device} ->
@@ -270,7 +271,7 @@ defmodule Kith.Messages do
        ) do
     {sent, records} = send_to(instance, sender, peers, rows, claimed, plaintext, now)
     broken = for {peer, {:error, :corrupted_state}} <- sent, do: peer
-    read_again = Sessions.fetch_many(repo, from, broken |> Enum.map(&of_user/1) |> Enum.uniq())
+    read_again = Sessions.read_many(repo, from, broken |> Enum.map(&of_user/1) |> Enum.uniq())
     changed = for peer <- broken, row = row(read_again, peer), row != rows[peer], do: peer
     rows = Enum.reduce(changed, rows, &Map.put(&2, &1, row(read_again, &1)))
     {resent, more} = send_to(instance, sender, changed, rows, claimed, plaintext, now)
@@ -528,7 +529,7 @@ defmodule Kith.Messages do
 
   # What is remembered of another device of the sender, asked for when a device is met.
   defp with_sibling(%{identity: nil} = session, repo, to, {user, _} = from),
-    do: Map.put(session, :sibling, Sessions.sibling(Sessions.remembered(repo, to, user), from))
+    do: Map.put(session, :sibling, Sessions.sibling(Sessions.read_many(repo, to, [user]), from))
 
   defp with_sibling(session, _repo, _to, _from), do: session
 

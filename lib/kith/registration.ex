@@ -21,7 +21,7 @@ defmodule Kith.Registration do
 
   @doc "A device whose private keys are here, with its wrapped data key, or why it cannot be used."
   @spec fetch_local(term, Address.t()) :: {:ok, Accounts.device()} | {:error, Error.t()}
-  def fetch_local(repo, address), do: local(Accounts.device(repo, address))
+  def fetch_local(repo, address), do: local(Accounts.hold_device(repo, address))
 
   @doc "The same of a device that was read already."
   @spec local(nil | Accounts.device()) :: {:ok, Accounts.device()} | {:error, Error.t()}

@@ -23,36 +23,54 @@ defmodule Kith.Store.Accounts do
   FROM kith.signal_identity_keys i LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
   """
 
-  @doc """
-  The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere.
-
-  The device stays registered until the transaction ends: what is sealed for it then is sealed with its keys, and not
-  with those of a registration that another node has ended meanwhile.
-  """
+  @doc "The keys of a device. `:identity`, its sealed private key, is nil when it lives elsewhere."
   @spec device(Repo.repo(), Address.t()) :: nil | device
   def device(repo, {user, device}) do
-    sql = "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2 #{hold(repo)}"
+    sql = "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2"
     for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
   end
 
-  @doc "The keys of all devices of some users, by address. They stay registered too."
-  @spec devices(Repo.repo(), [Address.user()]) :: %{Address.t() => device}
-  def devices(repo, users), do: elem(devices_at(repo, users, "NULL"), 0)
+  @doc """
+  The same, and the device stays registered until the transaction ends: what is sealed for it is sealed with these keys
+  then, and not beside those of a registration that another node has made meanwhile.
+  """
+  @spec hold_device(Repo.repo(), Address.t()) :: nil | device
+  def hold_device(repo, {user, device}) do
+    sql =
+      "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2#{Repo.hold_of(repo, "i")}"
 
-  @doc "The same, with what an expression of SQL says at that moment, or nil where there is no device."
-  @spec devices_at(Repo.repo(), [Address.user()], String.t()) :: {%{Address.t() => device}, term}
-  def devices_at(repo, users, expression) do
+    for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
+  end
+
+  @doc "The keys of all devices of some users, by address."
+  @spec devices(Repo.repo(), [Address.user()]) :: %{Address.t() => device}
+  def devices(repo, users) do
+    sql = "SELECT #{@columns} #{@from} WHERE i.user_id IN (#{SQL.list(1, length(users))})"
+
+    for [user, device | row] <- Repo.rows(repo, sql, users),
+        into: %{},
+        do: {{user, device}, row(row)}
+  end
+
+  @doc """
+  The same, with what an expression of SQL says at that moment, and the one device that sends held as by
+  `hold_device/2`. Nothing of it where that is not registered.
+  """
+  @spec devices_for(Repo.repo(), Address.t(), [Address.user()], String.t()) ::
+          {%{Address.t() => device}, term}
+  def devices_for(repo, {user, device}, users, expression) do
     sql = """
-    SELECT #{expression}, #{@columns} #{@from} WHERE i.user_id IN (#{SQL.list(1, length(users))})
-    #{hold(repo)}
+    SELECT #{expression}, #{@columns}
+    FROM kith.signal_identity_keys me
+      JOIN kith.signal_identity_keys i ON i.user_id IN (#{SQL.list(3, length(users))})
+      LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
+    WHERE me.user_id = $1 AND me.device_id = $2#{Repo.hold_of(repo, "me")}
     """
 
-    rows = Repo.rows(repo, sql, users)
+    rows = Repo.rows(repo, sql, [user, device | users])
     said = with [[said | _] | _] <- rows, do: said, else: ([] -> nil)
     {for([_, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}), said}
   end
-
-  defp hold(repo), do: Repo.hold(repo, "i", "i.user_id, i.device_id")
 
   defp row([data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]) do
     %{

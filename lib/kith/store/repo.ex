@@ -89,6 +89,11 @@ defmodule Kith.Store.Repo do
   def lock_of(repo, _alias) when is_embedded(repo), do: ""
   def lock_of(_repo, alias), do: " FOR UPDATE OF #{alias}"
 
+  @doc "Words that keep the rows of a table, named by its alias, from being deleted. Many may do so at the same time."
+  @spec hold_of(repo, String.t()) :: String.t()
+  def hold_of(repo, _alias) when is_embedded(repo), do: ""
+  def hold_of(_repo, alias), do: " FOR KEY SHARE OF #{alias}"
+
   @doc """
   Locks the rows of a statement that reads them alone.
 
@@ -102,14 +107,6 @@ defmodule Kith.Store.Repo do
     rows(repo, sql <> " FOR UPDATE", params)
     :ok
   end
-
-  @doc """
-  Words that keep the rows of a table in a statement, sorted by its key, from being deleted until the transaction ends.
-  Others may do so at the same time. SQLite's writer is alone.
-  """
-  @spec hold(repo, table :: String.t(), key :: String.t()) :: String.t()
-  def hold(repo, _table, _key) when is_embedded(repo), do: ""
-  def hold(_repo, table, key), do: " ORDER BY #{key} FOR KEY SHARE OF #{table}"
 
   @doc "An expression of PostgreSQL: the timeline that is written, 8 hexadecimal digits."
   @spec timeline() :: String.t()

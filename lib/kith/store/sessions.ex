@@ -50,16 +50,22 @@ defmodule Kith.Store.Sessions do
   The session rows of one device with all devices of some users, by address, locked in the order of the key, in one statement.
 
   PostgreSQL shows a row it had to wait for as it is then, and the braid beside it as it was when the statement began: such
-  a pair does not open. Read again, under the lock that is held now, they fit.
+  a pair does not open. Read again with `read_many/3`, under the lock that is held now, they fit.
   """
   @spec fetch_many(Repo.repo(), Address.t(), [Address.user()]) :: %{Address.t() => row}
-  def fetch_many(_repo, _local, []), do: %{}
+  def fetch_many(repo, local, users), do: many(repo, local, users, Repo.lock_of(repo, "s"))
 
-  def fetch_many(repo, {user, device}, users) do
+  @doc "The same without a lock: it would be one on rows that were made meanwhile too, out of the order."
+  @spec read_many(Repo.repo(), Address.t(), [Address.user()]) :: %{Address.t() => row}
+  def read_many(repo, local, users), do: many(repo, local, users, "")
+
+  defp many(_repo, _local, [], _lock), do: %{}
+
+  defp many(repo, {user, device}, users, lock) do
     sql = """
     SELECT peer_id, peer_device_id, #{@columns} FROM #{@with_braid}
     WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
-    ORDER BY peer_id, peer_device_id#{Repo.lock_of(repo, "s")}
+    ORDER BY peer_id, peer_device_id#{lock}
     """
 
     for [peer, peer_device | row] <- Repo.rows(repo, sql, [user, device | users]),
@@ -91,21 +97,6 @@ defmodule Kith.Store.Sessions do
       established_at: established_at,
       received_at: received_at
     }
-  end
-
-  @doc "What a device remembers of the devices of a user, by address. Nothing is locked: it was locked in another order."
-  @spec remembered(Repo.repo(), Address.t(), Address.user()) :: %{
-          Address.t() => %{identity: binary}
-        }
-  def remembered(repo, {user, device}, peer) do
-    sql = """
-    SELECT peer_device_id, identity FROM kith.signal_sessions
-    WHERE user_id = $1 AND device_id = $2 AND peer_id = $3 AND identity IS NOT NULL
-    """
-
-    for [peer_device, identity] <- Repo.rows(repo, sql, [user, device, peer]),
-        into: %{},
-        do: {{peer, peer_device}, %{identity: identity}}
   end
 
   @doc """
