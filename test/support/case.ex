@@ -72,10 +72,13 @@ defmodule Kith.Case do
   defp start_postgres! do
     patience = [pool_size: 20, timeout: 60_000, queue_timeout: 60_000]
 
-    case PostgresRepo.start_link(Postgres.address(Postgres.cluster()) ++ patience) do
-      {:ok, pid} -> Process.unlink(pid)
-      {:error, {:already_started, _pid}} -> :ok
-    end
+    # A name is taken before the pool behind it is ready.
+    :global.trans({__MODULE__, self()}, fn ->
+      case PostgresRepo.start_link(Postgres.address(Postgres.cluster()) ++ patience) do
+        {:ok, pid} -> Process.unlink(pid)
+        {:error, {:already_started, _pid}} -> :ok
+      end
+    end)
   end
 
   @doc "A folder of its own that goes with the test."

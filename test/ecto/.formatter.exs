@@ -1,1 +1,0 @@
-[inputs: ["{mix,.formatter}.exs", "test/**/*.exs"]]
