@@ -1998,6 +1998,35 @@ fn pages_of_chunks_that_are_lost_stop_the_message_and_change_nothing() {
 }
 
 #[test]
+fn a_part_that_is_not_loaded_is_asked_for_whatever_other_sessions_said() {
+    let (mut a, mut b) = pair();
+    let mut asked = 0;
+    for _ in 0..100 {
+        // The first of its chain, so that no session is known to have it.
+        let message = a.send(&b.peer(), b"x");
+        let mut victim = b.clone();
+        let mut c = a.clone();
+        c.initiate(&b.peer(), &b.last_resort_bundle()).unwrap();
+        let first = c.send(&b.peer(), b"new");
+        victim.take(&c.peer(), &first).unwrap();
+        let honest = victim.entries.clone();
+        let find = |session: &SessionId, position: &EntryPosition| match position.0 {
+            EntryGroup::Chunks(_) => EntryLookup::NotLoaded,
+            _ => honest.find(session, position),
+        };
+        if let Err(no) = victim.open_by(&a.peer(), &message.bytes, false, &find) {
+            let not_loaded = No::Decrypt(DecryptError::NotLoaded(NotLoaded::Chunks));
+            assert_eq!(no, not_loaded);
+            victim.take(&a.peer(), &message).unwrap();
+            asked += 1;
+        }
+        b.take(&a.peer(), &message).unwrap();
+        round(&mut b, &mut a);
+    }
+    assert!(asked > 0);
+}
+
+#[test]
 fn an_archive_that_is_not_loaded() {
     let (mut a, mut b) = pair();
     let old = a.send(&b.peer(), b"old").bytes;

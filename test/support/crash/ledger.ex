@@ -314,6 +314,17 @@ defmodule Kith.Crash.Ledger do
     end
   end
 
+  @doc "The figures of two runs together."
+  def together(a, b) do
+    add = fn x, y -> Map.merge(x, y, fn _, n, m -> n + m end) end
+
+    %__MODULE__{
+      deaths: add.(a.deaths, b.deaths),
+      counts: add.(a.counts, b.counts),
+      violations: a.violations ++ b.violations
+    }
+  end
+
   def died(ledger, death), do: %{ledger | deaths: Map.update(ledger.deaths, death, 1, &(&1 + 1))}
   def deaths(ledger), do: ledger.deaths |> Map.values() |> Enum.sum()
 

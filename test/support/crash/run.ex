@@ -173,6 +173,39 @@ defmodule Kith.Crash.Run do
     end
   end
 
+  @doc """
+  Half of the kills without the archive of messages and half with it, each on a database of its own. `run` is one of the
+  functions above. The folders of what went wrong stay.
+  """
+  def both(run, kills, options) do
+    half = div(kills, 2)
+
+    for {archive?, kills} <- [{false, half}, {true, kills - half}], kills > 0 do
+      dir = Path.join(options[:dir], if(archive?, do: "with-archive", else: "without-archive"))
+      ledger = run.(Keyword.merge(options, kills: kills, archive?: archive?, dir: dir))
+      if ledger.violations == [], do: File.rm_rf!(dir)
+      ledger
+    end
+    |> Enum.reduce(&Ledger.together(&2, &1))
+  end
+
+  @doc "Runs a function with the path of a small file system, or with nil where none may be mounted."
+  def on_a_small_disk(parent, fun) do
+    path = Path.join(parent, "disk")
+    File.mkdir_p!(path)
+    options = ["-t", "tmpfs", "-o", "size=250m,mode=755", "tmpfs", path]
+
+    if match?({_, 0}, System.cmd("mount", options, stderr_to_stdout: true)) do
+      try do
+        fun.(path)
+      after
+        System.cmd("umount", [path], stderr_to_stdout: true)
+      end
+    else
+      fun.(nil)
+    end
+  end
+
   @doc "The line that closes a run."
   def line(store, ledger) do
     deaths =

@@ -19,6 +19,9 @@ defmodule Kith.Crash.Traffic do
 
   @attempts 20
 
+  # With the archive a message that is delivered again is read again.
+  @into_inbox "INSERT INTO app_inbox (message, digest) VALUES ($1, $2) ON CONFLICT (message) DO NOTHING"
+
   @doc "The text of a message: mostly short, now and then long enough for pages of its own."
   def text(id) do
     size = if :erlang.phash2({:long, id}, 40) == 0, do: 6_000, else: 300
@@ -73,7 +76,10 @@ defmodule Kith.Crash.Traffic do
     members = Enum.take_random(others, max(2, :rand.uniform(length(others))))
 
     deliver(state, from, fn ->
-      with {:ok, results} <- Kith.encrypt_group(App.name(), from, members, text(id(state))) do
+      options = if state.archive?, do: [thread: "family"], else: []
+
+      with {:ok, results} <-
+             Kith.encrypt_group(App.name(), from, members, text(id(state)), options) do
         Enum.reduce_while(results, {:ok, []}, fn
           {_member, {:ok, envelopes}}, {:ok, all} -> {:cont, {:ok, all ++ List.wrap(envelopes)}}
           {_member, {:error, error}}, _ -> {:halt, {:error, error}}
@@ -296,7 +302,7 @@ defmodule Kith.Crash.Traffic do
         fn ->
           App.transaction(state.store, fn ->
             with {:ok, text} <- decrypt.() do
-              App.query!(state.store, "INSERT INTO app_inbox (message, digest) VALUES ($1, $2)", [
+              App.query!(state.store, @into_inbox, [
                 {:blob, :erlang.term_to_binary(id)},
                 {:blob, digest(text)}
               ])
