@@ -79,6 +79,11 @@ defmodule Kith.Error do
   def exception(reason) when is_atom(reason), do: new(reason)
   def exception(fields), do: new(Keyword.fetch!(fields, :reason), fields[:detail])
 
+  @doc false
+  # A result of the native library, its reason as an error.
+  def from_native({:error, reason}), do: {:error, new(reason)}
+  def from_native(result), do: result
+
   @impl true
   def message(%__MODULE__{reason: reason, detail: nil}), do: describe(reason)
   def message(%__MODULE__{reason: reason, detail: detail}), do: describe(reason) <> ": " <> detail

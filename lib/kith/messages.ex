@@ -660,15 +660,12 @@ defmodule Kith.Messages do
   end
 
   defp inspect_message(instance, %Envelope{type: type, body: body}) do
-    with {:error, reason} <- Instance.native(instance, :message_inspect, [type, body]),
-         do: {:error, Error.new(reason)}
+    Error.from_native(Instance.native(instance, :message_inspect, [type, body]))
   end
 
   # Reasons of the native library become errors here, and nowhere below.
-  defp native(instance, function, arguments) do
-    with {:error, reason} <- Instance.sealed(instance, function, arguments),
-         do: {:error, Error.new(reason)}
-  end
+  defp native(instance, function, arguments),
+    do: Error.from_native(Instance.sealed(instance, function, arguments))
 
   defp bounded(instance, plaintext) do
     if byte_size(plaintext) <= instance.options.max_plaintext,

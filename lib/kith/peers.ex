@@ -249,13 +249,9 @@ defmodule Kith.Peers do
 
   defp none, do: {:error, Error.new(:session_not_found)}
 
-  defp native(instance, function, arguments) do
-    with {:error, reason} <- Instance.native(instance, function, arguments),
-         do: {:error, Error.new(reason)}
-  end
+  defp native(instance, function, arguments),
+    do: Error.from_native(Instance.native(instance, function, arguments))
 
-  defp sealed(instance, function, arguments) do
-    with {:error, reason} <- Instance.sealed(instance, function, arguments),
-         do: {:error, Error.new(reason)}
-  end
+  defp sealed(instance, function, arguments),
+    do: Error.from_native(Instance.sealed(instance, function, arguments))
 end

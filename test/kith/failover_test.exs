@@ -101,11 +101,6 @@ defmodule Kith.FailoverTest do
     end
   end
 
-  defp header(%{type: type, body: body}) do
-    {:ok, header} = Kith.Native.message_inspect(type, body)
-    {header.ratchet_key, header.counter}
-  end
-
   # With its owner, who is not whoever runs the tests.
   defp copy(from, to), do: {_, 0} = System.cmd("cp", ["-a", from, to])
 end

@@ -257,11 +257,6 @@ defmodule Kith.RecoveryTest do
     envelope
   end
 
-  defp header(%{type: type, body: body}) do
-    {:ok, header} = Kith.Native.message_inspect(type, body)
-    {header.ratchet_key, header.counter}
-  end
-
   @tables ~w(signal_sessions signal_braids signal_archived_sessions signal_session_entries)
 
   defp rows_of(kith, user) do

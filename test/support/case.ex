@@ -124,6 +124,12 @@ defmodule Kith.Case do
     envelope
   end
 
+  @doc "What of a message must not be seen twice: its ratchet key and its counter."
+  def header(%{type: type, body: body}) do
+    {:ok, header} = Kith.Native.message_inspect(type, body)
+    {header.ratchet_key, header.counter}
+  end
+
   @doc "The reason of an error."
   def reason({:error, %Kith.Error{reason: reason}}), do: reason
   def reason(other), do: other
