@@ -7,7 +7,7 @@ export LC_ALL := C.UTF-8
 # Where .ci/setup puts a newer Node than the system's.
 export PATH := $(CURDIR)/.ci/node/node_modules/current/bin:$(PATH)
 
-.PHONY: help demo test interop bench lint fuzz
+.PHONY: help demo test interop crash nodes bench lint fuzz
 
 help:
 	@echo 'make demo    a family of six talks, loses its connection, restarts and catches up'
@@ -18,6 +18,14 @@ help:
 	@echo 'make interop a long conversation with the official Signal client in both roles; one line of figures'
 	@echo '             MESSAGES=number  how many, 20000 unless said'
 	@echo '             KITH_SEED=number another network'
+	@echo 'make crash   kills VMs and databases in the middle of traffic; a line of figures for each store'
+	@echo '             KILLS=number     on SQLite, 1000 unless said'
+	@echo '             PG_KILLS=number  on PostgreSQL, 200 unless said'
+	@echo '             SEED=number      other times of death'
+	@echo 'make nodes   many processes on several nodes on the same sessions; a line of figures for each store'
+	@echo '             OPS=number       how many operations on each store, 100000 unless said'
+	@echo '             NODES=number     2 unless said'
+	@echo '             SEED=number      other operations'
 	@echo 'make bench   the benchmarks; writes docs/benchmarks.md'
 	@echo 'make lint    formats and lints'
 	@echo 'make fuzz    fuzzes a parser or the whole decrypt path; installs cargo-fuzz'
@@ -36,6 +44,19 @@ test:
 interop:
 	@.ci/setup build peer
 	@.ci/interop $(or $(MESSAGES),20000)
+
+# Without PostgreSQL the scripts say what did not run.
+crash:
+	@.ci/setup build
+	@.ci/setup postgres || true
+	@MIX_ENV=test mix run --no-start test/crash/kills.exs \
+		'$(or $(KILLS),1000)' '$(or $(PG_KILLS),200)' '$(or $(SEED),1)'
+
+nodes:
+	@.ci/setup build
+	@.ci/setup postgres || true
+	@MIX_ENV=test mix run --no-start test/crash/nodes.exs \
+		'$(or $(OPS),100000)' '$(or $(NODES),2)' '$(or $(SEED),1)'
 
 bench:
 	@.ci/setup build peer

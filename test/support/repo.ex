@@ -13,19 +13,24 @@ defmodule Kith.Test.Repo do
 
   def query(sql, params, log: false) do
     {handle, intercept} = :persistent_term.get(__MODULE__)
-    # The words SQLite does not know, and a cluster that never moves.
-    sql =
-      sql
-      |> String.replace(Kith.Store.Repo.timeline(), "'00000001'")
-      |> String.replace(~r/SELECT CAST\(\(SELECT system.*/s, "SELECT 1, '00000001', 1")
-      |> String.replace(~r/ FOR (UPDATE( OF s)?( SKIP LOCKED)?|KEY SHARE( OF [a-z]+)?)/, "")
-      |> String.replace(~r/SELECT pg_advisory_xact_lock\(\d+\)/, "SELECT NULL")
-      |> String.replace(
-        "to_regclass($1) IS NOT NULL",
-        "EXISTS (SELECT 1 FROM sqlite_master WHERE name = $1)"
-      )
+    sql = translate(sql)
+    intercept.(sql, fn -> run(handle, sql, params) end)
+  end
 
-    intercept.(sql, fn -> SQLite.query(handle, sql, Enum.map(params, &param/1)) end)
+  @doc "Runs a statement with parameters as Ecto's drivers take them."
+  def run(handle, sql, params), do: SQLite.query(handle, sql, Enum.map(params, &param/1))
+
+  @doc "The statement without the words SQLite does not know, and with a cluster that never moves."
+  def translate(sql) do
+    sql
+    |> String.replace(Kith.Store.Repo.timeline(), "'00000001'")
+    |> String.replace(~r/SELECT CAST\(\(SELECT system.*/s, "SELECT 1, '00000001', 1")
+    |> String.replace(~r/ FOR (UPDATE( OF s)?( SKIP LOCKED)?|KEY SHARE( OF [a-z]+)?)/, "")
+    |> String.replace(~r/SELECT pg_advisory_xact_lock\(\d+\)/, "SELECT NULL")
+    |> String.replace(
+      "to_regclass($1) IS NOT NULL",
+      "EXISTS (SELECT 1 FROM sqlite_master WHERE name = $1)"
+    )
   end
 
   def transaction(fun, log: false) do

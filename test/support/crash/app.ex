@@ -11,8 +11,10 @@ defmodule Kith.Crash.App do
   def name, do: @name
 
   @doc "Creates the tables of the application."
-  def create_tables!(:sqlite), do: create!(:sqlite, "INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB")
-  def create_tables!(repo), do: create!(repo, "BIGSERIAL PRIMARY KEY", "BYTEA")
+  def create_tables!(Kith.Crash.CountingRepo = repo),
+    do: create!(repo, "BIGSERIAL PRIMARY KEY", "BYTEA")
+
+  def create_tables!(store), do: create!(store, "INTEGER PRIMARY KEY AUTOINCREMENT", "BLOB")
 
   defp create!(store, serial, bytes) do
     for sql <- [

@@ -83,7 +83,7 @@ defmodule Kith.Crash.Driver do
         ledger
 
       Ledger.deaths(ledger) >= config.kills ->
-        drain(config, ledger, life)
+        if ledger.violations == [], do: drain(config, ledger, life), else: ledger
 
       true ->
         ledger = live(config, ledger, life)
