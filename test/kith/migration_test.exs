@@ -213,6 +213,8 @@ defmodule Kith.MigrationTest do
 
   # test/ecto has real ones.
   if System.get_env("KITH_ECTO") != "1" do
+    defp migration(state), do: apply(Ecto.Migration, :running, [state])
+
     describe "in a migration of Ecto" do
       @describetag store: :postgres
 
@@ -363,8 +365,6 @@ defmodule Kith.MigrationTest do
 
     Enum.group_by(columns ++ indexes, &hd/1, &tl/1)
   end
-
-  defp migration(state), do: apply(Ecto.Migration, :running, [state])
 
   defp flush do
     receive do
