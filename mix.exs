@@ -39,6 +39,7 @@ defmodule Kith.MixProject do
     [
       {:telemetry, "~> 1.0", optional: true},
       {:ecto_sql, "~> 3.10", optional: true},
+      {:postgrex, "~> 0.17", optional: true},
       {:ex_doc, "~> 0.34", only: :dev, runtime: false}
     ]
   end
@@ -59,7 +60,10 @@ defmodule Kith.MixProject do
       source_ref: "v#{@version}",
       formatters: ["html"],
       api_reference: false,
-      extras: ["README.md", "CHANGELOG.md", "SECURITY.md" | Path.wildcard("docs/*.md")],
+      extras:
+        ["README.md", "CHANGELOG.md", "SECURITY.md"] ++
+          Path.wildcard("docs/guides/*.md") ++ Path.wildcard("docs/*.md"),
+      groups_for_extras: [Guides: ~r"docs/guides/"],
       skip_undefined_reference_warnings_on: ["CHANGELOG.md"]
     ]
   end

@@ -357,7 +357,7 @@ defmodule Kith do
   The envelope of a session opens once. Store or send it as it is: encrypting again makes another message.
 
   All devices of the recipient are served or none, and an error is that of the first that cannot be; `encrypt_group/4`
-  answers for each. A state that does not open is `:corrupted_state` once: the next message starts a new session.
+  answers for each. A device of the sender's own that cannot be served is left out. A state that does not open is `:corrupted_state` once: the next message starts a new session.
 
   Takes the options of "Message archive" above, for the sender's own copy.
 
@@ -594,7 +594,12 @@ defmodule Kith do
             identity: :remembered | :changed | :unknown
           })
   def safety_number(name, address, other),
-    do: Peers.safety_number(Instance.fetch!(name), Address.new!(address), Address.new!(other))
+    do:
+      Peers.safety_number(
+        Instance.fetch!(name),
+        Address.new!(address),
+        Address.recipient!(other)
+      )
 
   @doc """
   Tells whether the bytes scanned from the other person's screen show the same two identity keys.
@@ -607,7 +612,8 @@ defmodule Kith do
       do: raise(ArgumentError, "expected the scanned code to be a binary")
 
     instance = Instance.fetch!(name)
-    Peers.safety_number_matches(instance, Address.new!(address), Address.new!(other), scanned)
+    {address, other} = {Address.new!(address), Address.recipient!(other)}
+    Peers.safety_number_matches(instance, address, other, scanned)
   end
 
   @doc """

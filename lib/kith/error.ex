@@ -6,18 +6,18 @@ defmodule Kith.Error do
 
   | reason | what happened | what to do |
   | --- | --- | --- |
-  | `:session_not_found` | no session with this peer opens or can carry a message | encrypt a message to them, or ask them to send again |
-  | `:duplicate` | the message was opened before, or the record was imported before | ignore it |
-  | `:tampered` | a MAC, a padding or a signature is wrong | do not show it; log a security event |
-  | `:out_of_sync` | the message is more than 25,000 ahead, or says so: anyone can forge one | drop it; if messages the peer really sent keep failing so, `Kith.reset_session/3` |
+  | `:session_not_found` | no session with this peer opens or can carry a message | `Kith.recover/4`: it asks them to send again, in a new session |
+  | `:duplicate` | the message was opened before, or the record was imported before | ignore it; `Kith.recover/4` knows when not to |
+  | `:tampered` | a MAC, a padding or a signature is wrong, or one side went back to an older state | do not show it; log a security event; `Kith.recover/4` |
+  | `:out_of_sync` | the message is more than 25,000 ahead, or says so: anyone can forge one | drop it; `Kith.recover/4` |
   | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys`, or use the place that holds the private keys |
   | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
-  | `:unknown_prekey` | the message was made from a prekey that is not held | ask the peer to fetch a fresh bundle and send again |
+  | `:unknown_prekey` | the message was made from a prekey that is not held | `Kith.recover/4`: the peer starts anew from a fresh bundle |
   | `:malformed` | the bytes are no message, envelope, bundle, key pair or record | drop them |
   | `:unsupported_version` | the version is unknown, refused by `:minimum_version`, or lower than the peer was seen with; or the peer has no Kyber prekey | have the older side upgraded |
   | `:too_large` | a plaintext, a group or a bundle is over its limit | send less at once |
   | `:locked` | the account is locked | unlock it |
-  | `:corrupted_state` | a sealed row does not open: damaged, copied or restored | restore the row, or `Kith.reset_session/3` |
+  | `:corrupted_state` | a sealed row does not open: damaged, copied or restored | write again: a session that does not open is replaced; `Kith.recover/4` after a failed decrypt |
   | `:stale` | others kept changing the same session | call again |
   | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
   | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
@@ -79,23 +79,29 @@ defmodule Kith.Error do
   def exception(reason) when is_atom(reason), do: new(reason)
   def exception(fields), do: new(Keyword.fetch!(fields, :reason), fields[:detail])
 
+  @doc false
+  # A result of the native library, its reason as an error.
+  def from_native({:error, reason}), do: {:error, new(reason)}
+  def from_native(result), do: result
+
   @impl true
   def message(%__MODULE__{reason: reason, detail: nil}), do: describe(reason)
   def message(%__MODULE__{reason: reason, detail: detail}), do: describe(reason) <> ": " <> detail
 
   defp describe(:session_not_found),
     do:
-      "no session with this peer opens or can carry a message; encrypt a message to them or ask them to send again"
+      "no session with this peer opens or can carry a message; Kith.recover/4 asks them to send it again in a new one"
 
   defp describe(:duplicate),
     do: "this was opened or imported before; ignore it"
 
   defp describe(:tampered),
-    do: "the message or the keys were changed on the way; do not show it and log a security event"
+    do:
+      "the message or the keys were changed on the way, or one side went back to an older state; do not show it, log a security event, and let Kith.recover/4 ask for it again"
 
   defp describe(:out_of_sync),
     do:
-      "the message says it is too far ahead of the session; drop it, and reset the session if the peer's messages keep failing so"
+      "the message says it is too far ahead of the session; drop it, and let Kith.recover/4 ask for it again"
 
   defp describe(:key_not_found),
     do:
@@ -107,7 +113,7 @@ defmodule Kith.Error do
 
   defp describe(:unknown_prekey),
     do:
-      "the message was made from a prekey that is not held; ask the peer to fetch a fresh bundle and send again"
+      "the message was made from a prekey that is not held; Kith.recover/4 asks the peer to send it again from a fresh bundle"
 
   defp describe(:malformed),
     do: "these bytes are not what they should be: a message, an envelope or a bundle; drop them"
@@ -122,7 +128,7 @@ defmodule Kith.Error do
 
   defp describe(:corrupted_state),
     do:
-      "a sealed row does not open: it was damaged, copied or restored; restore it or reset the session"
+      "a sealed row does not open: it was damaged, copied or restored; the next message to the peer starts a new session, and Kith.recover/4 puts a damaged one away"
 
   defp describe(:stale), do: "others kept changing the same session; call again"
 

@@ -49,8 +49,8 @@ defmodule Kith.Maintenance do
   # The clocks of nodes may differ by less than this.
   @skew 86_400_000
 
-  # Counts of recoveries are about the last hours.
-  @recoveries 7 * 86_400_000
+  # Counts of recoveries are about the last hour.
+  @recoveries 86_400_000
 
   # SQLite empties its log by itself at 4 MB, unless somebody reads all the time.
   @large_log 16_777_216

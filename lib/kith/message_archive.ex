@@ -81,8 +81,12 @@ defmodule Kith.MessageArchive do
     put(instance, repo, from, target, row, {recipients, plaintext})
   end
 
-  @doc "Stores an opened message in the transaction that opened it."
-  @spec put_received(Instance.t(), Repo.repo(), Address.t(), Envelope.t(), binary, keyword) :: :ok
+  @doc """
+  Stores an opened message in the transaction that opened it. `:again` when it is there: a session that opens a message a
+  second time is older than the archive.
+  """
+  @spec put_received(Instance.t(), Repo.repo(), Address.t(), Envelope.t(), binary, keyword) ::
+          :ok | :again
   def put_received(instance, repo, to, envelope, plaintext, options) do
     row = %{message_id: message_id(envelope), sender: envelope.from, sent_at: sent_at(envelope)}
     put(instance, repo, to, target(instance, to, envelope.from, options), row, {[], plaintext})
@@ -97,18 +101,19 @@ defmodule Kith.MessageArchive do
   end
 
   @doc false
-  def put(instance, repo, owner, target, row, content, position \\ microseconds())
+  def put(instance, repo, owner, target, row, content, position \\ nil)
   def put(_instance, _repo, _owner, nil, _row, _content, _position), do: :ok
 
   def put(instance, repo, owner, {thread, expires_in}, row, content, position) do
+    position = position || position(instance)
+
     expires_at =
       expires_at(instance.options.archive[:retention], expires_in, div(position, 1_000))
 
     place = Map.merge(row, %{position: position, expires_at: expires_at})
     key = {thread, open_thread(instance, repo, thread, div(position, 1_000))}
     sealed = native!(instance, :archive_seal, [key, owner, place, encode(content)])
-    ArchivedMessages.insert(repo, owner, thread, place, sealed)
-    :ok
+    if ArchivedMessages.insert(repo, owner, thread, place, sealed) == 0, do: :again, else: :ok
   end
 
   # Nothing outlives the retention.
@@ -414,5 +419,7 @@ defmodule Kith.MessageArchive do
     end
   end
 
-  defp microseconds, do: System.system_time(:microsecond)
+  # Microseconds, so that what one device does comes one after the other.
+  defp position(%{options: %{clock: nil}}), do: System.system_time(:microsecond)
+  defp position(instance), do: Instance.now(instance) * 1_000
 end

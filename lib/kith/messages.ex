@@ -475,12 +475,18 @@ defmodule Kith.Messages do
       {:ok, opened} ->
         commit(repo, to, envelope.from, session, opened, now)
         if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
-        MessageArchive.put_received(instance, repo, to, envelope, opened.plaintext, options)
+        keep_received(instance, repo, to, envelope, opened.plaintext, options, now)
         {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
 
       {:error, error} ->
         MessageArchive.answer(instance, repo, to, envelope, error)
     end
+  end
+
+  # A session that opens a message again went back to an older state: what it would send, it has sent before.
+  defp keep_received(instance, repo, to, envelope, plaintext, options, now) do
+    with :again <- MessageArchive.put_received(instance, repo, to, envelope, plaintext, options),
+         do: Sessions.renew(repo, to, [envelope.from], now)
   end
 
   @doc "Whether an envelope would open, in the caller's transaction: nothing is written."
@@ -654,15 +660,12 @@ defmodule Kith.Messages do
   end
 
   defp inspect_message(instance, %Envelope{type: type, body: body}) do
-    with {:error, reason} <- Instance.native(instance, :message_inspect, [type, body]),
-         do: {:error, Error.new(reason)}
+    Error.from_native(Instance.native(instance, :message_inspect, [type, body]))
   end
 
   # Reasons of the native library become errors here, and nowhere below.
-  defp native(instance, function, arguments) do
-    with {:error, reason} <- Instance.sealed(instance, function, arguments),
-         do: {:error, Error.new(reason)}
-  end
+  defp native(instance, function, arguments),
+    do: Error.from_native(Instance.sealed(instance, function, arguments))
 
   defp bounded(instance, plaintext) do
     if byte_size(plaintext) <= instance.options.max_plaintext,

@@ -131,7 +131,7 @@ defmodule Kith.Migration do
     in_migration(:down, options, &revert(&1, version: options[:version], prefix: &2))
   end
 
-  # Run at once, in the transaction of the migration and after the commands that stand before.
+  # A command of the migration among its others, in its transaction.
   defp in_migration(direction, options, fun) do
     if Ecto.Migration.direction() != direction do
       raise ArgumentError,
@@ -139,12 +139,13 @@ defmodule Kith.Migration do
               "down/0 with Kith.Migration.down/1"
     end
 
-    Ecto.Migration.flush()
+    {repo, prefix} = {Ecto.Migration.repo(), options[:prefix] || Ecto.Migration.prefix()}
 
-    case fun.(Ecto.Migration.repo(), options[:prefix] || Ecto.Migration.prefix()) do
-      :ok -> :ok
-      {:error, error} -> raise error
-    end
+    Ecto.Migration.execute(fn ->
+      with {:error, error} <- fun.(repo, prefix), do: raise(error)
+    end)
+
+    :ok
   end
 
   @doc false

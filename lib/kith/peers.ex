@@ -5,8 +5,10 @@ defmodule Kith.Peers do
   alias Kith.{Archive, Error, Instance, Registration}
   alias Kith.Store.{Accounts, Sessions}
 
-  def safety_number(instance, {user, _} = a, {other, _} = b) do
+  def safety_number(instance, {user, _} = a, other) do
     Instance.transaction(instance, fn repo ->
+      {other, _} = b = one_device(repo, a, other)
+
       with {:ok, key} <- public_key(repo, a),
            {:ok, other_key} <- public_key(repo, b),
            {:ok, identity} <- identity(instance, repo, a, b, other_key),
@@ -19,8 +21,10 @@ defmodule Kith.Peers do
     end)
   end
 
-  def safety_number_matches(instance, {user, _} = a, {other, _} = b, scanned) do
+  def safety_number_matches(instance, {user, _} = a, other, scanned) do
     Instance.transaction(instance, fn repo ->
+      {other, _} = b = one_device(repo, a, other)
+
       with {:ok, key} <- public_key(repo, a),
            {:ok, other_key} <- public_key(repo, b) do
         {native(instance, :safety_number_matches, [user, key, other, other_key, scanned]), []}
@@ -28,6 +32,18 @@ defmodule Kith.Peers do
         error -> {error, []}
       end
     end)
+  end
+
+  # Of a user any device will do, as they share an identity: best one that was met.
+  defp one_device(_repo, _local, {_, _} = address), do: address
+
+  defp one_device(repo, local, user) do
+    met =
+      for {peer, %{identity: <<_, _::binary>>}} <- Sessions.fetch_many(repo, local, [user]),
+          do: peer
+
+    registered = Map.keys(Accounts.devices(repo, [user]))
+    Enum.min_by(registered, &{&1 not in met, &1}, fn -> {user, 1} end)
   end
 
   # What a device makes of the key another has here. One whose private keys are elsewhere remembers nothing here.
@@ -233,13 +249,9 @@ defmodule Kith.Peers do
 
   defp none, do: {:error, Error.new(:session_not_found)}
 
-  defp native(instance, function, arguments) do
-    with {:error, reason} <- Instance.native(instance, function, arguments),
-         do: {:error, Error.new(reason)}
-  end
+  defp native(instance, function, arguments),
+    do: Error.from_native(Instance.native(instance, function, arguments))
 
-  defp sealed(instance, function, arguments) do
-    with {:error, reason} <- Instance.sealed(instance, function, arguments),
-         do: {:error, Error.new(reason)}
-  end
+  defp sealed(instance, function, arguments),
+    do: Error.from_native(Instance.sealed(instance, function, arguments))
 end

@@ -193,10 +193,8 @@ defmodule Kith.Recovery do
          do: {:error, Error.new(reason)}
   end
 
-  defp native(instance, function, arguments) do
-    with {:error, reason} <- Instance.native(instance, function, arguments),
-         do: {:error, Error.new(reason)}
-  end
+  defp native(instance, function, arguments),
+    do: Error.from_native(Instance.native(instance, function, arguments))
 
   @spec metadata(Instance.t(), Address.t(), Address.t()) :: map
   defp metadata(instance, {user, device}, {peer, peer_device}) do

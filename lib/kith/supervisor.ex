@@ -10,7 +10,7 @@ defmodule Kith.Supervisor do
     options = Options.new!(given)
     vault = open_vault!(options)
     # The keys themselves are in the vault now.
-    options = %{options | keys: :in_vault}
+    options = %{options | keys: :in_vault, database: Path.expand(options.database)}
 
     Supervisor.start_link(__MODULE__, {options, vault},
       name: {:via, Registry, {Kith.Registry, {__MODULE__, options.name}}}

@@ -172,6 +172,16 @@ defmodule Kith.DevicesTest do
       assert Kith.session_info!(kith, "anna", {"ben", 3}).verified
     end
 
+    test "is found on whichever device a user has", %{kith: kith} do
+      Kith.encrypt!(kith, "anna", "ben", "hello")
+      %{digits: digits, scannable: scannable} = Kith.safety_number!(kith, "ben", "anna")
+      Kith.unregister!(kith, {"ben", 1})
+      assert %{digits: ^digits, identity: :remembered} = Kith.safety_number!(kith, "anna", "ben")
+      assert Kith.safety_number_matches!(kith, "anna", "ben", scannable)
+      Kith.unregister!(kith, {"ben", 2})
+      assert reason(Kith.safety_number(kith, "anna", "ben")) == :not_registered
+    end
+
     test "of another device is not the user's", %{kith: kith} do
       {pair, _} = identity_key_pair()
 

@@ -157,12 +157,6 @@ defmodule Kith.InstallationTest do
     envelope
   end
 
-  # What must not be seen twice.
-  defp header(%{type: type, body: body}) do
-    {:ok, header} = Kith.Native.message_inspect(type, body)
-    {header.ratchet_key, header.counter}
-  end
-
   defp start(state), do: start_kith!(Keyword.put(state.options, :name, state.kith))
 
   defp restart(state) do

@@ -472,7 +472,7 @@ defmodule Kith.MaintenanceTest do
       {kith, ahead} = start_clocked!()
       now = System.system_time(:millisecond)
 
-      for {peer, at} <- [{"old", now}, {"new", now + 6 * @day * 1_000}] do
+      for {peer, at} <- [{"old", now}, {"new", now + (7 * @day + 3_600) * 1_000}] do
         rows(
           kith,
           "INSERT INTO signal_recoveries VALUES ('anna', 1, $1, 1, 'resend', $2, 1)",

@@ -1,5 +1,6 @@
 defmodule Kith.MessageArchiveTest do
   use Kith.Case, async: true
+  use Kith.Test.Stores
 
   alias Kith.{Envelope, Error, Instance, Message, MessageArchive}
 
@@ -162,14 +163,12 @@ defmodule Kith.MessageArchiveTest do
       converse!(kith, "anna", "ben")
       envelope = envelope!(kith, "anna", "ben", "hello")
       before = dump(kith)
-      repo = Instance.fetch!(kith).repo
 
-      Kith.SQLite.transaction(repo, fn ->
+      undone!(kith, fn ->
         assert Kith.decrypt!(kith, "ben", envelope, thread: "new") == "hello"
         assert Kith.decrypt!(kith, "ben", envelope, thread: "new") == "hello"
         envelope!(kith, "ben", "anna", "unsent", thread: "new")
         assert texts(kith, "ben", "new") == ["hello", "unsent"]
-        Kith.SQLite.rollback(repo, :no)
       end)
 
       assert dump(kith) == before
@@ -226,6 +225,43 @@ defmodule Kith.MessageArchiveTest do
       assert Enum.sort(texts(kith, "anna", {:direct, "ben"})) == ["to the laptop", "to the phone"]
     end
 
+    test "is made by every device a message reaches, and says whom it reached", %{kith: kith} do
+      for user <- ~w(anna ben), do: Kith.register!(kith, user, device: 2)
+      envelopes = Kith.encrypt!(kith, "anna", "ben", "dinner")
+      assert [{"anna", 2}, {"ben", 1}, {"ben", 2}] = Enum.sort(Enum.map(envelopes, & &1.to))
+
+      for %{to: {user, _} = to} = envelope <- envelopes, _ <- 1..2 do
+        options = if user == "anna", do: [thread: {:direct, "ben"}], else: []
+        assert Kith.decrypt!(kith, to, envelope, options) == "dinner"
+      end
+
+      for {address, direction} <- [
+            {{"anna", 1}, :sent},
+            {{"anna", 2}, :sent},
+            {{"ben", 1}, :received},
+            {{"ben", 2}, :received}
+          ] do
+        peer = if elem(address, 0) == "anna", do: "ben", else: "anna"
+
+        assert [
+                 %{
+                   direction: ^direction,
+                   from: {"anna", 1},
+                   plaintext: "dinner",
+                   sent_at: sent_at
+                 }
+               ] = Kith.history!(kith, address, {:direct, peer}).messages
+
+        # By which the devices can tell that it is one message.
+        assert sent_at == hd(envelopes).timestamp
+      end
+
+      assert [{"dinner", recipients, {:direct, "ben"}}] =
+               sent(kith, "anna", hd(envelopes).timestamp)
+
+      assert Enum.sort(recipients) == Enum.sort(Enum.map(envelopes, & &1.to))
+    end
+
     test "of what another device of the user sent is in the thread it is put in, as sent", %{
       kith: kith
     } do
@@ -235,6 +271,10 @@ defmodule Kith.MessageArchiveTest do
 
       assert [%Message{direction: :sent, from: {"anna", 1}, plaintext: "I wrote to ben"}] =
                Kith.history!(kith, {"anna", 2}, {:direct, "ben"}).messages
+
+      envelope = envelope!(kith, "anna", {"anna", 2}, "to myself")
+      Kith.decrypt!(kith, {"anna", 2}, envelope)
+      assert texts(kith, {"anna", 2}, {:direct, "anna"}) == ["to myself"]
     end
 
     test "goes with its device, and the key of a thread with the last copy", %{kith: kith} do
@@ -552,14 +592,15 @@ defmodule Kith.MessageArchiveTest do
     end
 
     test "is so under the name of another device or thread", %{kith: kith} do
+      # Before the rows are theirs: whoever registers begins with none.
       Kith.register!(kith, "ben", device: 2)
+      Kith.register!(kith, "anna", device: 3)
       envelope!(kith, "cleo", "anna", "another thread")
 
       sql!(kith, "UPDATE signal_archived_messages SET device_id = 2 WHERE user_id = 'ben'")
       assert [nil, nil, nil] = Enum.map(messages(kith, {"ben", 2}), & &1.plaintext)
 
       sql!(kith, "UPDATE signal_archived_messages SET user_id = 'anna', device_id = 3")
-      Kith.register!(kith, "anna", device: 3)
       found = Kith.history!(kith, {"anna", 3}, {:direct, "ben"}).messages
       assert length(found) == 6
       assert Enum.all?(found, &(&1.error == :corrupted_state))
@@ -582,15 +623,48 @@ defmodule Kith.MessageArchiveTest do
 
       for {column, value} <- [
             position: -1,
+            message_id: {:blob, "short"}
+          ] do
+        changed(kith, column, value, position, fn ->
+          assert {_, ["m2", "m3"]} = all_pages(kith, "ben", {:direct, "anna"}, 1)
+        end)
+      end
+    end
+
+    # Which keeps anything in any column.
+    @tag store: :sqlite
+    test "for the type of its columns neither fails a call nor is paged past for ever", %{
+      kith: kith
+    } do
+      [[_, _, _, position | _] | _] = rows(kith, "ben")
+
+      for {column, value} <- [
             position: "later",
             position: 1.5,
-            message_id: {:blob, "short"},
             message_id: "sixteen letters!",
             message_id: 1_000_000_000_000_000
           ] do
         changed(kith, column, value, position, fn ->
           assert {_, ["m2", "m3"]} = all_pages(kith, "ben", {:direct, "anna"}, 1)
         end)
+      end
+
+      for {column, value} <- [
+            sent_at: "later",
+            expires_at: "later",
+            peer_id: {:blob, <<255>>},
+            peer_device_id: "phone",
+            content: "text",
+            content: 5
+          ] do
+        changed(kith, column, value, position, fn ->
+          assert {_, [nil, "m2", "m3"]} = all_pages(kith, "ben", {:direct, "anna"}, 1)
+        end)
+      end
+
+      for value <- ["'text'", "5"] do
+        sql!(kith, "UPDATE signal_threads SET data_key = #{value}")
+        assert reason(Kith.history(kith, "ben", {:direct, "anna"})) == :corrupted_state
       end
     end
 
@@ -601,10 +675,6 @@ defmodule Kith.MessageArchiveTest do
       before = dump(kith)
       assert reason(Kith.encrypt(kith, "anna", "ben", "hello")) == :corrupted_state
       assert dump(kith) == before
-      sql!(kith, "UPDATE signal_threads SET data_key = 'text'")
-      assert reason(Kith.history(kith, "ben", {:direct, "anna"})) == :corrupted_state
-      sql!(kith, "UPDATE signal_threads SET data_key = 5")
-      assert reason(Kith.history(kith, "ben", {:direct, "anna"})) == :corrupted_state
 
       # Wrapped by a key-encryption key that is not here.
       other = String.replace(wrapped, "test", "tess")
@@ -648,19 +718,32 @@ defmodule Kith.MessageArchiveTest do
       end
     end
 
-    test "answers no second delivery and is in no history, before it is deleted", %{kith: kith} do
-      envelope = envelope!(kith, "anna", "ben", "gone soon", expires_in: 1, thread: "t")
-      Kith.decrypt!(kith, "ben", envelope, expires_in: 1, thread: "t")
+    test "answers no second delivery and is in no history, from the moment its time is over" do
+      ahead = :counters.new(1, [])
+      clock = fn -> System.system_time(:millisecond) + :counters.get(ahead, 1) end
+      kith = start_kith!(archive: true, clock: clock)
+      register!(kith, ["anna", "ben"])
+      envelope = envelope!(kith, "anna", "ben", "gone soon", expires_in: 600, thread: "t")
+      Kith.decrypt!(kith, "ben", envelope, expires_in: 600, thread: "t")
       put_sent(kith, "ben", "stays", [])
       [time] = sent_times(kith, "anna")
-      wait_until(fn -> texts(kith, "ben", "t") == ["stays"] end)
-      wait_until(fn -> texts(kith, "anna", "t") == [] end)
-      assert sent(kith, "anna", time) == []
-      assert reason(Kith.decrypt(kith, "ben", envelope)) == :duplicate
-      assert length(rows(kith)) == 3
-      assert purge(kith, now(), 100) == 2
+
+      # Ten minutes, but for the time this takes.
+      :counters.add(ahead, 1, 540_000)
+      assert texts(kith, "anna", "t") == ["gone soon"]
+      assert Enum.sort(texts(kith, "ben", "t")) == ["gone soon", "stays"]
+      assert Kith.decrypt!(kith, "ben", envelope) == "gone soon"
+      assert [_] = sent(kith, "anna", time)
+      assert purge(kith, clock.(), 100) == 0
+
+      :counters.add(ahead, 1, 60_000)
+      assert texts(kith, "anna", "t") == []
       assert texts(kith, "ben", "t") == ["stays"]
-      assert length(rows(kith)) == 1
+      assert reason(Kith.decrypt(kith, "ben", envelope)) == :duplicate
+      assert sent(kith, "anna", time) == []
+      assert length(rows(kith)) == 3
+      assert purge(kith, clock.(), 100) == 2
+      assert [["ben" | _]] = rows(kith)
     end
 
     test "is deleted a limited number at a time, the oldest first, with the keys nothing is under",
@@ -730,10 +813,10 @@ defmodule Kith.MessageArchiveTest do
       assert reason(Kith.decrypt(kith, "ben", envelope)) == :duplicate
     end
 
-    test "makes rows of a backup useless, and leaves nothing of them in the files", %{kith: kith} do
+    @tag store: :sqlite
+    test "leaves nothing in the files", %{kith: kith} do
       database = Instance.fetch!(kith).options.database
-      plaintext = String.duplicate("a long message ", 1_000)
-      envelope!(kith, "anna", "ben", plaintext, thread: "one")
+      envelope!(kith, "anna", "ben", String.duplicate("a long message ", 1_000), thread: "one")
       [[_, wrapped, _]] = threads(kith)
       [row] = rows(kith)
       needles = [from(wrapped, 20), from(List.last(row), byte_size(List.last(row)) - 100)]
@@ -741,6 +824,14 @@ defmodule Kith.MessageArchiveTest do
 
       Kith.shred!(kith, "one")
       for needle <- needles, do: refute(in_files?(database, needle))
+    end
+
+    test "makes rows of a backup useless", %{kith: kith} do
+      plaintext = String.duplicate("a long message ", 1_000)
+      envelope!(kith, "anna", "ben", plaintext, thread: "one")
+      [[_, wrapped, _]] = threads(kith)
+      [row] = rows(kith)
+      Kith.shred!(kith, "one")
 
       restore_row(kith, row)
       assert reason(Kith.history(kith, "anna", "one")) == :key_not_found
@@ -756,6 +847,7 @@ defmodule Kith.MessageArchiveTest do
                Kith.history!(kith, "anna", "one").messages
     end
 
+    @tag store: :sqlite
     test "says when another program keeps the log from being emptied, and does so when called again",
          %{
            kith: kith
@@ -792,21 +884,22 @@ defmodule Kith.MessageArchiveTest do
 
     test "is undone with the application's transaction", %{kith: kith} do
       envelope!(kith, "anna", "ben", "hello", thread: "one")
-      repo = Instance.fetch!(kith).repo
 
-      Kith.SQLite.transaction(repo, fn ->
+      undone!(kith, fn ->
         assert Kith.shred!(kith, "one") == 1
         assert texts(kith, "anna", "one") == []
-        Kith.SQLite.rollback(repo, :no)
       end)
 
       assert texts(kith, "anna", "one") == ["hello"]
     end
   end
 
-  # One envelope of one message.
-  defp envelope!(kith, from, to, plaintext, options \\ []),
-    do: hd(Kith.encrypt!(kith, from, to, plaintext, options))
+  # Of all envelopes of a message the first to someone.
+  defp envelope!(kith, from, to, plaintext, options \\ []) do
+    envelopes = Kith.encrypt!(kith, from, to, plaintext, options)
+    address = Kith.Address.new!(to)
+    %Envelope{} = Enum.find(envelopes, &(&1.to == address))
+  end
 
   # The envelopes of those who were served.
   defp group!(kith, from, members, plaintext, options) do
@@ -868,26 +961,12 @@ defmodule Kith.MessageArchiveTest do
     count
   end
 
-  defp now, do: System.system_time(:millisecond)
-
-  defp wait_until(fun) do
-    if not fun.() do
-      Process.sleep(50)
-      wait_until(fun)
-    end
-  end
-
   # What the engine says of a message without its copy.
   defp without_archive(kith, fun) do
-    repo = Instance.fetch!(kith).repo
-
-    {:error, result} =
-      Kith.SQLite.transaction(repo, fn ->
-        sql!(kith, "DELETE FROM signal_archived_messages")
-        Kith.SQLite.rollback(repo, fun.())
-      end)
-
-    result
+    undone!(kith, fn ->
+      sql!(kith, "DELETE FROM signal_archived_messages")
+      fun.()
+    end)
   end
 
   defp rows(kith) do
@@ -935,9 +1014,7 @@ defmodule Kith.MessageArchiveTest do
 
   # Runs with another value in a column of the row at a position of ben's.
   defp changed(kith, column, value, position, fun) do
-    repo = Instance.fetch!(kith).repo
-
-    Kith.SQLite.transaction(repo, fn ->
+    undone!(kith, fn ->
       1 =
         sql!(
           kith,
@@ -946,7 +1023,6 @@ defmodule Kith.MessageArchiveTest do
         )
 
       fun.()
-      Kith.SQLite.rollback(repo, :no)
     end)
   end
 

@@ -25,6 +25,11 @@ defmodule Kith.OptionsTest do
                 one_time_kyber_prekeys: 20,
                 replenish_below: 20,
                 prekey_grace_period: 604_800,
+                maintenance_interval: 3_600,
+                prekey_rotation: 604_800,
+                signed_prekey_grace_period: 2_592_000,
+                skipped_key_lifetime: 2_592_000,
+                unacknowledged_session_lifetime: 2_592_000,
                 max_plaintext: 65_536,
                 max_attempts: 5,
                 archive: false
@@ -50,6 +55,18 @@ defmodule Kith.OptionsTest do
              "expected :replenish_below to be at most :one_time_prekeys (100), got: 101"},
             {:prekey_grace_period, 1.5,
              "expected :prekey_grace_period to be an integer from 0 to 31536000, got: 1.5"},
+            {:maintenance_interval, 604_801,
+             "expected :maintenance_interval to be :off or an integer from 0 to 604800, got: 604801"},
+            {:maintenance_interval, :never,
+             "expected :maintenance_interval to be :off or an integer from 0 to 604800, got: :never"},
+            {:prekey_rotation, -1,
+             "expected :prekey_rotation to be an integer from 0 to 31536000, got: -1"},
+            {:signed_prekey_grace_period, nil,
+             "expected :signed_prekey_grace_period to be an integer from 0 to 31536000, got: nil"},
+            {:skipped_key_lifetime, 31_536_001,
+             "expected :skipped_key_lifetime to be an integer from 0 to 31536000, got: 31536001"},
+            {:unacknowledged_session_lifetime, 1.0,
+             "expected :unacknowledged_session_lifetime to be an integer from 0 to 31536000, got: 1.0"},
             {:max_plaintext, 1_048_577,
              "expected :max_plaintext to be an integer from 1 to 1048576, got: 1048577"},
             {:max_attempts, 0, "expected :max_attempts to be an integer from 1 to 100, got: 0"},
@@ -76,6 +93,11 @@ defmodule Kith.OptionsTest do
                 "expected :archive to be true, false or [retention: seconds] with 1 to " <> _} =
                  Options.new(keys: @keys, archive: wrong)
       end
+    end
+
+    test "takes no passes of maintenance, in either spelling" do
+      for off <- [:off, 0],
+          do: assert({:ok, _} = Options.new(keys: @keys, maintenance_interval: off))
     end
 
     test "suggests the nearest of the known options" do

@@ -126,6 +126,20 @@ defmodule Kith.RecoveryTest do
     assert Enum.uniq(headers) == headers
   end
 
+  test "a recipient whose sessions were rolled back finds it out by what it opens again", %{
+    kith: kith
+  } do
+    before = rows_of(kith, "ben")
+    envelope = deliver(kith, "anna", "ben", "hello")
+    used = deliver(kith, "ben", "anna", "sent before")
+    put_back(kith, "ben", before)
+
+    assert Kith.decrypt!(kith, "ben", envelope) == "hello"
+    assert %{type: :prekey} = next = encrypt_one!(kith, "ben", "anna", "sent after")
+    refute header(next) == header(used)
+    assert Kith.decrypt!(kith, "anna", next) == "sent after"
+  end
+
   test "a second delivery is no reason to report", %{kith: kith} do
     plain = start_kith!()
     converse!(plain, "anna", "ben")
@@ -241,11 +255,6 @@ defmodule Kith.RecoveryTest do
     envelope = encrypt_one!(kith, from, to, text)
     assert Kith.decrypt!(kith, to, envelope) == text
     envelope
-  end
-
-  defp header(%{type: type, body: body}) do
-    {:ok, header} = Kith.Native.message_inspect(type, body)
-    {header.ratchet_key, header.counter}
   end
 
   @tables ~w(signal_sessions signal_braids signal_archived_sessions signal_session_entries)

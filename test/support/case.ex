@@ -70,12 +70,13 @@ defmodule Kith.Case do
 
   # One pool for all tests of the run.
   defp start_postgres! do
+    patience = [pool_size: 20, timeout: 60_000, queue_timeout: 60_000]
+
+    # A name is taken before the pool behind it is ready.
     :global.trans({__MODULE__, self()}, fn ->
-      if Process.whereis(PostgresRepo) == nil do
-        address = Postgres.address(Postgres.cluster())
-        patience = [timeout: 60_000, queue_timeout: 60_000]
-        {:ok, pid} = PostgresRepo.start_link(address ++ [pool_size: 20] ++ patience)
-        Process.unlink(pid)
+      case PostgresRepo.start_link(Postgres.address(Postgres.cluster()) ++ patience) do
+        {:ok, pid} -> Process.unlink(pid)
+        {:error, {:already_started, _pid}} -> :ok
       end
     end)
   end
@@ -89,8 +90,16 @@ defmodule Kith.Case do
       )
 
     File.mkdir_p!(path)
-    on_exit(fn -> File.rm_rf!(path) end)
+    on_exit(fn -> remove(path, 100) end)
     path
+  end
+
+  # An instance nobody waits for writes its mark while it ends.
+  defp remove(path, attempts) do
+    with {:error, _, _} when attempts > 0 <- File.rm_rf(path) do
+      Process.sleep(10)
+      remove(path, attempts - 1)
+    end
   end
 
   @doc "Registers each user."
@@ -113,6 +122,12 @@ defmodule Kith.Case do
   def encrypt_one!(name, from, to, plaintext) do
     [envelope] = Kith.encrypt!(name, from, to, plaintext)
     envelope
+  end
+
+  @doc "What of a message must not be seen twice: its ratchet key and its counter."
+  def header(%{type: type, body: body}) do
+    {:ok, header} = Kith.Native.message_inspect(type, body)
+    {header.ratchet_key, header.counter}
   end
 
   @doc "The reason of an error."

@@ -9,6 +9,11 @@ unless Code.ensure_loaded?(Ecto.Migration) do
     def repo, do: Process.get(__MODULE__).repo
     def prefix, do: Process.get(__MODULE__)[:prefix]
     def direction, do: Process.get(__MODULE__)[:direction] || :up
-    def flush, do: send(self(), :flushed)
+
+    # The real one does it when the commands before are done.
+    def execute(fun) when is_function(fun, 0) do
+      send(self(), :executed)
+      fun.()
+    end
   end
 end

@@ -6,6 +6,8 @@ defmodule Kith.Test.Postgres do
   # A shell keeps each cluster and takes orders on its standard input. The end of that input, which is the end of the VM
   # however it ends, stops the cluster and removes the folder.
 
+  alias Kith.Test.Postgres.Connection
+
   @enforce_keys [:directory, :keeper]
   defstruct [:directory, :keeper]
 
@@ -73,7 +75,7 @@ defmodule Kith.Test.Postgres do
   ]
 
   @doc "Whether this machine has PostgreSQL and Debian's driver for it."
-  def available?, do: binaries() != nil and driver?()
+  def available?, do: binaries() != nil and Connection.driver?()
 
   @doc "The cluster of this run, made when it is first asked for."
   def cluster do
@@ -100,7 +102,8 @@ defmodule Kith.Test.Postgres do
     unless binaries(),
       do: raise("PostgreSQL is missing: .ci/setup postgres installs it")
 
-    unless driver?(), do: raise("erlang-p1-pgsql is missing: .ci/setup postgres installs it")
+    unless Connection.driver?(),
+      do: raise("erlang-p1-pgsql is missing: .ci/setup postgres installs it")
 
     parent = Keyword.get_lazy(options, :directory, &System.tmp_dir!/0)
     remove_stale(parent)
@@ -162,9 +165,9 @@ defmodule Kith.Test.Postgres do
 
   @doc "Runs one statement on a connection of its own."
   def once(address, sql) do
-    with {:ok, connection} <- Kith.Test.Postgres.Connection.connect(address) do
-      {result, connection} = Kith.Test.Postgres.Connection.query(connection, sql, [])
-      Kith.Test.Postgres.Connection.close(connection)
+    with {:ok, connection} <- Connection.connect(address) do
+      {result, connection} = Connection.query(connection, sql, [])
+      Connection.close(connection)
       result
     end
   end
@@ -283,9 +286,9 @@ defmodule Kith.Test.Postgres do
     do: raise("PostgreSQL does not take connections:\n" <> log(cluster))
 
   defp wait_until_ready(cluster, times) do
-    case Kith.Test.Postgres.Connection.connect(address(cluster)) do
+    case Connection.connect(address(cluster)) do
       {:ok, connection} ->
-        Kith.Test.Postgres.Connection.close(connection)
+        Connection.close(connection)
         true
 
       {:error, _} ->
@@ -329,14 +332,5 @@ defmodule Kith.Test.Postgres do
       {version, _} -> version
       :error -> 0
     end
-  end
-
-  # Another Erlang than Debian's does not look where Debian's packages are.
-  defp driver? do
-    Code.ensure_loaded?(:pgsql_proto) or
-      "/usr/lib/erlang/lib/p1_pgsql-*/ebin"
-      |> Path.wildcard()
-      |> Enum.each(&:code.add_patha(String.to_charlist(&1)))
-      |> then(fn :ok -> Code.ensure_loaded?(:pgsql_proto) end)
   end
 end

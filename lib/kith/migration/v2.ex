@@ -131,6 +131,12 @@ defmodule Kith.Migration.V2 do
           ],
           do: "ALTER TABLE kith.#{table} DROP COLUMN #{column}"
 
-    tables ++ columns
+    # PostgreSQL drops them with their columns, SQLite does not drop the columns before.
+    indexes =
+      for index <- ~w(signal_session_entries_age signal_prekeys_superseded signal_prekeys_used
+                      signal_prekeys_age signal_base_keys_signed_prekey),
+          do: "DROP INDEX kith.#{index}"
+
+    tables ++ indexes ++ columns
   end
 end

@@ -16,7 +16,14 @@ defmodule Kith.Store.Repo do
   @type param :: nil | integer | String.t() | {:blob, binary}
 
   @transient [:serialization_failure, :deadlock_detected, :lock_not_available]
-  @driver_errors [DBConnection.ConnectionError, Postgrex.Error, Kith.SQLite.Error]
+  @driver_errors [
+    DBConnection.ConnectionError,
+    DBConnection.EncodeError,
+    Postgrex.Error,
+    Kith.SQLite.Error
+  ]
+  # Their text may quote a value.
+  @quoting [DBConnection.EncodeError, Postgrex.Error]
 
   defguardp is_embedded(repo) when is_struct(repo, Kith.SQLite)
 
@@ -122,7 +129,12 @@ defmodule Kith.Store.Repo do
   rescue
     error in Error -> {:error, error}
     error -> if driver?(error), do: {:error, failure(error)}, else: reraise(error, __STACKTRACE__)
+  catch
+    # The pool of the repository ended while it was asked for a connection.
+    :exit, {_reason, {DBConnection.Holder, :checkout, _}} -> {:error, no_pool()}
   end
+
+  defp no_pool, do: Error.new(:storage, "the repository is not running")
 
   @doc """
   As transaction/2, again and again while the race for a session is lost.
@@ -150,8 +162,12 @@ defmodule Kith.Store.Repo do
   @spec in_transaction?(repo) :: boolean
   def in_transaction?(repo) when is_embedded(repo), do: Kith.SQLite.in_transaction?(repo)
 
-  def in_transaction?(%{module: module}),
-    do: function_exported?(module, :in_transaction?, 0) and module.in_transaction?()
+  def in_transaction?(%{module: module}) do
+    function_exported?(module, :in_transaction?, 0) and module.in_transaction?()
+  rescue
+    # The transaction itself will tell.
+    error -> if driver?(error), do: false, else: reraise(error, __STACKTRACE__)
+  end
 
   defp query!(repo, sql, params) do
     case query(repo, sql, params) do
@@ -174,6 +190,8 @@ defmodule Kith.Store.Repo do
   defp plain({:blob, bytes}), do: bytes
   defp plain(param), do: param
 
+  # What Ecto says of a repository that was not started, or is starting again.
+  defp driver?(%RuntimeError{message: "could not lookup Ecto repo " <> _}), do: true
   defp driver?(%module{}), do: module in @driver_errors
 
   defp failure(%{postgres: %{code: code}}) when code in @transient, do: Error.new(:stale)
@@ -183,8 +201,10 @@ defmodule Kith.Store.Repo do
   defp failure(%{__struct__: Kith.SQLite.Error, kind: :panic}),
     do: Error.new(:panic, "in the database")
 
+  defp failure(%RuntimeError{}), do: no_pool()
+
   defp failure(%module{} = error) do
-    if driver?(error) and module != Postgrex.Error,
+    if driver?(error) and module not in @quoting,
       do: Error.new(:storage, Exception.message(error)),
       else: Error.new(:storage, inspect(module))
   end

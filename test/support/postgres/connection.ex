@@ -3,6 +3,8 @@ defmodule Kith.Test.Postgres.Connection do
   # One connection to PostgreSQL as a value. Messages are framed and read by Debian's erlang-p1-pgsql. Its own process is
   # not used: it knows no unix sockets, dies of a NULL number, and waits for ever for a statement that is refused.
 
+  @compile {:no_warn_undefined, :pgsql_proto}
+
   defstruct [:socket, :timeout, status: :idle, statements: %{}, count: 0]
 
   # Prepared statements that are kept. Their texts differ in the number of rows.
@@ -56,7 +58,24 @@ defmodule Kith.Test.Postgres.Connection do
     2278 => :void
   }
 
+  @driver [:pgsql_proto, :pgsql_util]
+
+  @doc "Whether this machine has the driver."
+  def driver?, do: Enum.all?(@driver, &(:code.is_loaded(&1) != false or load(&1)))
+
+  # A newer Erlang than Debian's neither looks where Debian's packages are nor loads what they have compiled.
+  defp load(module) do
+    with [file | _] <- Path.wildcard("/usr/lib/erlang/lib/p1_pgsql-*/ebin/#{module}.beam"),
+         {:ok, {_, abstract_code: {_, forms}}} <-
+           :beam_lib.chunks(String.to_charlist(file), [:abstract_code]),
+         {:ok, ^module, code} <- :compile.forms(forms),
+         {:module, ^module} <- :code.load_binary(module, ~c"pgsql", code),
+         do: true,
+         else: (_ -> false)
+  end
+
   def connect(options) do
+    true = driver?()
     file = Path.join(options[:socket], ".s.PGSQL.#{options[:port]}")
 
     with {:ok, socket} <-
@@ -176,13 +195,15 @@ defmodule Kith.Test.Postgres.Connection do
         {bits, number} when is_integer(bits) and is_integer(number) ->
           if number in -Integer.pow(2, bits - 1)..(Integer.pow(2, bits - 1) - 1),
             do: number,
-            else: raise(ArgumentError, "#{number} does not fit into #{bits} bits")
+            else:
+              raise(DBConnection.EncodeError, message: "#{number} does not fit into #{bits} bits")
 
         {:boolean, boolean} when is_boolean(boolean) ->
           Atom.to_charlist(boolean)
 
         {type, param} ->
-          raise ArgumentError, "#{inspect(param)} is no parameter of type #{inspect(type)}"
+          raise DBConnection.EncodeError,
+            message: "#{inspect(param)} is no parameter of type #{inspect(type)}"
       end
     end)
   end
@@ -194,9 +215,13 @@ defmodule Kith.Test.Postgres.Connection do
       :bytes -> bytes
       :boolean -> bytes == <<1>>
       :void -> ""
-      bits -> bytes |> then(fn <<number::size(bits)-signed>> -> number end)
+      _bits -> number(bytes)
     end
   end
+
+  defp number(<<number::16-signed>>), do: number
+  defp number(<<number::32-signed>>), do: number
+  defp number(<<number::64-signed>>), do: number
 
   defp num_rows(nil), do: 0
 

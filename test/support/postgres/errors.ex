@@ -15,3 +15,10 @@ unless Code.ensure_loaded?(DBConnection.ConnectionError) do
     defexception [:message]
   end
 end
+
+unless Code.ensure_loaded?(DBConnection.EncodeError) do
+  defmodule DBConnection.EncodeError do
+    @moduledoc false
+    defexception [:message]
+  end
+end

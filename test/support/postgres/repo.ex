@@ -8,14 +8,37 @@ defmodule Kith.Test.Postgres.Repo do
   #
   #     MyRepo.start_link(Kith.Test.Postgres.address(cluster))
   #
-  # They behave as Ecto's do, down to what becomes of a transaction in which something failed. A test may put a function
-  # in the way of statements with intercept/1.
+  # They behave as Ecto's do, down to what becomes of a transaction in which something failed. In test/ecto they are Ecto's,
+  # and the same tests say so. A test may put a function in the way of statements with intercept/1.
 
   use GenServer
 
   alias Kith.Test.Postgres.Connection
 
-  defmacro __using__(_) do
+  defmacro __using__(_), do: if(System.get_env("KITH_ECTO") == "1", do: of_ecto(), else: own())
+
+  defp of_ecto do
+    quote do
+      alias Kith.Test.Postgres.Repo
+
+      defmodule Real do
+        use Ecto.Repo, otp_app: :kith, adapter: Ecto.Adapters.Postgres
+      end
+
+      def child_spec(options), do: %{id: __MODULE__, start: {__MODULE__, :start_link, [options]}}
+      def start_link(options), do: Real.start_link(Repo.ecto_options(options))
+
+      def query(sql, params \\ [], options \\ []),
+        do: Repo.intercepted(__MODULE__, sql, params, &Real.query(&1, &2, options))
+
+      def transaction(fun, options \\ []), do: Real.transaction(fun, options)
+      def in_transaction?, do: Real.in_transaction?()
+      def rollback(value), do: Real.rollback(value)
+      def intercept(fun), do: Repo.intercept(__MODULE__, fun)
+    end
+  end
+
+  defp own do
     quote do
       alias Kith.Test.Postgres.Repo
 
@@ -62,11 +85,27 @@ defmodule Kith.Test.Postgres.Repo do
   @doc "A function of the statement and of another that runs it, which returns a result or `{:instead, sql}`."
   def intercept(repo, fun), do: :persistent_term.put({repo, :intercept}, fun)
 
-  defp run(repo, sql, params) do
-    intercept = :persistent_term.get({repo, :intercept}, fn _sql, run -> run.() end)
+  defp run(repo, sql, params), do: intercepted(repo, sql, params, &on_connection(repo, &1, &2))
 
-    with {:instead, other} <- intercept.(sql, fn -> on_connection(repo, sql, params) end),
-         do: on_connection(repo, other, [])
+  @doc false
+  def intercepted(repo, sql, params, run) do
+    intercept = :persistent_term.get({repo, :intercept}, fn _sql, run -> run.() end)
+    with {:instead, other} <- intercept.(sql, fn -> run.(sql, params) end), do: run.(other, [])
+  end
+
+  @doc "The options of start_link/2 as Ecto's PostgreSQL adapter has them."
+  def ecto_options(options) do
+    [
+      socket_dir: options[:socket],
+      port: options[:port],
+      username: options[:user],
+      database: options[:database],
+      pool_size: Keyword.get(options, :pool_size, 10),
+      timeout: Keyword.get(options, :timeout, 15_000),
+      queue_target: Keyword.get(options, :queue_timeout, 15_000),
+      queue_interval: Keyword.get(options, :queue_timeout, 15_000),
+      log: false
+    ]
   end
 
   defp on_connection(repo, sql, params) do
@@ -144,7 +183,7 @@ defmodule Kith.Test.Postgres.Repo do
   defp failed_before?(repo), do: Process.get({repo, :transaction}) == :failed
 
   defp failed?(repo),
-    do: failed_before?(repo) or Process.get({repo, :connection}).status == :failed_transaction
+    do: failed_before?(repo) or Process.get({repo, :connection}).status != :transaction
 
   defp finish(repo, sql) do
     Process.delete({repo, :transaction})
