@@ -37,7 +37,7 @@ defmodule Kith.Crash.Driver do
     * `:deaths` - those inside a VM: `{death, weight}`, or `nil` for none; and `:outside`, `{death, weight, fun}`, which the driver
       calls while the VM lives. Each life ends with a kill -9
     * `:archive?` - whether plaintexts are archived: then no text goes with its caller
-    * `:stop_at_violation` - whether to stop at the first one. Default true
+    * `:until` - a function of the ledger that says when enough was found. Default: at the first violation
   """
   def run(options) do
     config = config(options)
@@ -73,14 +73,14 @@ defmodule Kith.Crash.Driver do
       lifetime: 50..450,
       deaths: [nil: 4, caller: 3, full: 2, instance: 1],
       outside: [],
-      stop_at_violation: true,
+      until: &(&1.violations != []),
       report: fn _ledger, _life -> :ok end
     }
   end
 
   defp lives(config, ledger, life) do
     cond do
-      ledger.violations != [] and config.stop_at_violation ->
+      config.until.(ledger) ->
         ledger
 
       Ledger.deaths(ledger) >= config.kills ->

@@ -18,12 +18,14 @@ defmodule Kith.Crash.Run do
   end
 
   @doc """
-  Kills on PostgreSQL, of the VM and of the server. `:disk` is a small file system for the cluster, which is then filled up too.
+  Kills on PostgreSQL, of the VM and of the server. `:disk` is a small file system for the cluster, which is then filled up too,
+  `:settings` are more of the server.
   """
   def postgres(options) do
     {disk, options} = Keyword.pop(options, :disk)
+    {settings, options} = Keyword.pop(options, :settings, [])
     File.mkdir_p!(options[:dir])
-    cluster = Postgres.start!(if disk, do: [directory: disk], else: [])
+    cluster = Postgres.start!([settings: settings] ++ if(disk, do: [directory: disk], else: []))
 
     try do
       address = postgres_database!(cluster, "crash")
@@ -48,9 +50,10 @@ defmodule Kith.Crash.Run do
 
   @doc "Many processes on one instance on SQLite. Options are those of `Kith.Crash.Nodes`, without `:nodes`."
   def processes_on_sqlite(options) do
-    database = [database: Path.join(options[:dir], "kith.db")]
+    {synchronous, options} = Keyword.pop(options, :synchronous, :full)
+    kith = [database: Path.join(options[:dir], "kith.db"), synchronous: synchronous]
     File.mkdir_p!(options[:dir])
-    Nodes.run([nodes: 1, guest: false, kith: database] ++ options)
+    Nodes.run([nodes: 1, guest: false, kith: kith] ++ options)
   end
 
   @doc "Many processes on several nodes on PostgreSQL. Options are those of `Kith.Crash.Nodes`."
