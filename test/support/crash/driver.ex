@@ -202,6 +202,9 @@ defmodule Kith.Crash.Driver do
       one_time_prekeys: 8,
       one_time_kyber_prekeys: 4,
       replenish_below: 3,
+      # Keys are rotated and thrown away all the time, with the grace that lets a late message open.
+      maintenance_interval: 1,
+      prekey_rotation: 2,
       archive: config.archive?
     ]
     |> Keyword.merge(config.kith)
