@@ -202,7 +202,8 @@ defmodule Kith.PostgresRepoTest do
     {:ok, _} = Repo.query("CREATE TABLE t (id BIGINT PRIMARY KEY)")
     {:ok, _} = Repo.query("INSERT INTO t (id) VALUES (1)")
     Postgres.kill_server!(cluster)
-    assert {:error, %DBConnection.ConnectionError{}} = Repo.query("SELECT 1")
+    # In the words of the server or of the socket.
+    assert {:error, _} = Repo.query("SELECT 1")
     Postgres.start_server!(cluster)
     assert eventually_count() == [[1]]
     Postgres.stop_server!(cluster)
