@@ -22,7 +22,7 @@ defmodule Kith.Archive do
         if Sessions.drop_state(repo, local, peer, session.generation, now) != 1,
           do: raise(Error.new(:stale))
 
-        Sessions.insert_archived(repo, local, archived)
+        Sessions.insert_archived(repo, local, archived, %{peer => session.renew_since})
         1
     end
   end

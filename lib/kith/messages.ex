@@ -356,7 +356,8 @@ defmodule Kith.Messages do
     braids = for {peer, %{braid: {_, _, _} = braid}} <- done, do: {peer, braid}
     Sessions.put_braids(repo, from, braids)
     archived = for {peer, %{archived: {_, _, _} = archived}} <- done, do: {peer, archived}
-    Sessions.insert_archived(repo, from, archived)
+    marks = Map.new(archived, fn {peer, _} -> {peer, rows[peer].renew_since} end)
+    Sessions.insert_archived(repo, from, archived, marks)
 
     for {peer, result} <- done,
         group <- result.entries_dropped,
@@ -632,8 +633,14 @@ defmodule Kith.Messages do
         id != nil,
         do: Prekeys.mark_used(repo, to, kind, id, now)
 
-    if opened.promoted, do: Sessions.delete_archived(repo, to, from, opened.promoted)
-    if opened.archived, do: Sessions.insert_archived(repo, to, [{from, opened.archived}])
+    # One that must not send any more opens what comes, and the next message starts another.
+    if opened.promoted && Sessions.delete_archived(repo, to, from, opened.promoted),
+      do: Sessions.renew(repo, to, [from], now)
+
+    if opened.archived do
+      marks = %{from => session.renew_since}
+      Sessions.insert_archived(repo, to, [{from, opened.archived}], marks)
+    end
 
     for session_id <- opened.archive_dropped do
       Sessions.delete_archived(repo, to, from, session_id)

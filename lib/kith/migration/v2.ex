@@ -6,6 +6,8 @@ defmodule Kith.Migration.V2 do
     [
       # Since when the next message to the peer has to start a new session.
       "ALTER TABLE kith.signal_sessions ADD COLUMN renew_since BIGINT",
+      # Of an archived session: since when it must not send, should a message of the peer bring it back.
+      "ALTER TABLE kith.signal_archived_sessions ADD COLUMN renew_since BIGINT",
       # Of the current session: when it was made here, and when a message of it was last opened.
       "ALTER TABLE kith.signal_sessions ADD COLUMN established_at BIGINT",
       "ALTER TABLE kith.signal_sessions ADD COLUMN received_at BIGINT",
@@ -126,6 +128,7 @@ defmodule Kith.Migration.V2 do
             signal_sessions: "renew_since",
             signal_sessions: "established_at",
             signal_sessions: "received_at",
+            signal_archived_sessions: "renew_since",
             signal_session_entries: "created_at",
             signal_prekeys: "superseded_at"
           ],
