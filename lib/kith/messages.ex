@@ -120,11 +120,11 @@ defmodule Kith.Messages do
   def fan_out_in(instance, repo, {user, _} = from, members, plaintext, terms) do
     users = Enum.uniq([user | Enum.map(members, &of_user/1)])
     question = Installation.question(instance)
-    {devices, timeline} = Accounts.devices_for(repo, from, users, question)
+    {devices, said} = Accounts.devices_for(repo, from, users, question)
 
     case Registration.local(devices[from]) do
       {:ok, device} ->
-        news = Installation.watch(instance, repo, timeline)
+        news = Installation.watch(instance, repo, said)
         sender = {from, device}
         {result, records} = deliver(instance, repo, sender, members, devices, plaintext, terms)
         {result, news ++ records}
