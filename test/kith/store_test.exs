@@ -302,12 +302,12 @@ defmodule Kith.StoreTest do
 
     test "are archived in order", %{handle: db, me: me, peer: peer} do
       Sessions.insert_archived(db, me, [
-        {peer, {"a", 3, "s"}},
-        {peer, {"b", 9, "s"}},
-        {peer, {"c", 6, "s"}}
+        {peer, {"a", 3, "s"}, nil},
+        {peer, {"b", 9, "s"}, nil},
+        {peer, {"c", 6, "s"}, nil}
       ])
 
-      Sessions.insert_archived(db, me, [{peer, {"a", 7, "t"}}])
+      Sessions.insert_archived(db, me, [{peer, {"a", 7, "t"}, nil}])
       assert Sessions.archive(db, me, peer) == [{"b", 9, "s"}, {"a", 7, "t"}, {"c", 6, "s"}]
       Sessions.delete_archived(db, me, peer, "b")
       assert length(Sessions.archive(db, me, peer)) == 2

@@ -168,23 +168,45 @@ defmodule Kith.Store.Sessions do
     """
   end
 
-  @doc "Marks sessions: the next message to each of the peers starts a new one."
-  def renew(repo, {user, device}, peers, now) do
-    sql = """
-    UPDATE kith.signal_sessions SET renew_since = $5
-    WHERE #{@pair} AND state IS NOT NULL AND renew_since IS NULL
-    """
+  @doc """
+  Marks sessions: the next message to each of the peers starts a new one.
 
+  The archived ones too, since a late message makes one of them the current session again.
+  """
+  def renew(repo, {user, device}, peers, now) do
     for {peer, peer_device} <- Enum.sort(peers),
-        do: Repo.execute(repo, sql, [user, device, peer, peer_device, now])
+        {table, current} <- [
+          signal_sessions: "AND state IS NOT NULL",
+          signal_archived_sessions: ""
+        ] do
+      sql = """
+      UPDATE kith.#{table} SET renew_since = $5 WHERE #{@pair} #{current} AND renew_since IS NULL
+      """
+
+      Repo.execute(repo, sql, [user, device, peer, peer_device, now])
+    end
 
     :ok
   end
 
-  @doc "Marks all sessions there are. Returns how many."
+  @doc "Marks all sessions there are, the archived ones too. Returns how many of them were current."
   def renew_all(repo, now) do
     sql = "UPDATE kith.signal_sessions SET renew_since = $1 WHERE state IS NOT NULL"
-    Repo.execute(repo, sql, [now])
+    current = Repo.execute(repo, sql, [now])
+    Repo.execute(repo, "UPDATE kith.signal_archived_sessions SET renew_since = $1", [now])
+    current
+  end
+
+  @doc "The mark of an archived session."
+  @spec archived_renew_since(Repo.repo(), Address.t(), Address.t(), binary) :: nil | integer
+  def archived_renew_since(repo, local, peer, session_id) do
+    sql = """
+    SELECT renew_since FROM kith.signal_archived_sessions WHERE #{@pair} AND session_id = $5
+    """
+
+    with [[renew_since]] <- Repo.rows(repo, sql, pair(local, peer) ++ [{:blob, session_id}]),
+         do: renew_since,
+         else: ([] -> nil)
   end
 
   @doc "Writes `{peer, braid}` rows, each in place of the one of before."
@@ -289,22 +311,24 @@ defmodule Kith.Store.Sessions do
         do: {session_id, position, state}
   end
 
-  @doc "Inserts `{peer, {session_id, position, state}}` rows."
+  @doc """
+  Inserts `{peer, {session_id, position, state}, renew_since}` rows: a session keeps its mark when another takes its place.
+  """
   def insert_archived(_repo, _local, []), do: :ok
 
   def insert_archived(repo, {user, device}, rows) do
     for chunk <- SQL.chunks(rows) do
       sql = """
       INSERT INTO kith.signal_archived_sessions
-        (user_id, device_id, peer_id, peer_device_id, session_id, position, state)
-      VALUES #{SQL.values(length(chunk), 2, 5, fn own -> ["$1", "$2" | own] end)}
+        (user_id, device_id, peer_id, peer_device_id, session_id, position, state, renew_since)
+      VALUES #{SQL.values(length(chunk), 2, 6, fn own -> ["$1", "$2" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id, session_id) DO UPDATE SET
-        position = excluded.position, state = excluded.state
+        position = excluded.position, state = excluded.state, renew_since = excluded.renew_since
       """
 
       own =
-        Enum.flat_map(chunk, fn {{peer, peer_device}, {session_id, position, state}} ->
-          [peer, peer_device, {:blob, session_id}, position, {:blob, state}]
+        Enum.flat_map(chunk, fn {{peer, peer_device}, {session_id, position, state}, renew_since} ->
+          [peer, peer_device, {:blob, session_id}, position, {:blob, state}, renew_since]
         end)
 
       Repo.execute(repo, sql, [user, device | own])
