@@ -183,6 +183,7 @@ defmodule Kith.Messages do
     timestamp = Instance.timestamp(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
+    rows = read_again(repo, from, cold, rows)
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
 
     # One that is only old goes on when there is nothing to start anew from.
@@ -242,6 +243,16 @@ defmodule Kith.Messages do
 
   defp failure(peers, sent, user),
     do: Enum.find(peers, &(elem(&1, 0) == user and failed?(sent[&1])))
+
+  # What a new session replaces is put away, unless it does not open: which a row that was waited for does not, beside a
+  # braid of before, see Sessions.fetch_many/3. What is on its way in it would be lost.
+  defp read_again(%Kith.SQLite{}, _from, _cold, rows), do: rows
+
+  defp read_again(repo, from, cold, rows) do
+    replaced = Enum.filter(cold, &(rows[&1].state != nil))
+    read = Sessions.read_many(repo, from, replaced |> Enum.map(&of_user/1) |> Enum.uniq())
+    Enum.reduce(replaced, rows, &Map.put(&2, &1, row(read, &1)))
+  end
 
   defp must_start?(row), do: row.state == nil or row.renew_since != nil
 
@@ -618,7 +629,13 @@ defmodule Kith.Messages do
     # First, so that of two first messages of one session the later finds the session when it is tried again.
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
-    begun = if opened.established, do: [renew_since: nil, established_at: now], else: []
+
+    begun =
+      cond do
+        opened.established -> [renew_since: nil, established_at: now]
+        opened.promoted -> [renew_since: mark(repo, to, from, session, opened.promoted)]
+        true -> []
+      end
 
     if Sessions.put(repo, to, [row], now, [{:received_at, now} | begun]) != 1,
       do: raise(Error.new(:stale))
@@ -649,6 +666,10 @@ defmodule Kith.Messages do
 
     entries(repo, to, from, opened, now)
   end
+
+  # An old session that a late message made the current one again is as old as it was.
+  defp mark(repo, to, from, session, promoted),
+    do: Sessions.archived_renew_since(repo, to, from, promoted) || session.renew_since
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
   defp entries(repo, to, from, %{session_id: session_id} = opened, now) do

@@ -171,15 +171,23 @@ defmodule Kith.Store.Sessions do
     """
   end
 
-  @doc "Marks sessions: the next message to each of the peers starts a new one."
-  def renew(repo, {user, device}, peers, now) do
-    sql = """
-    UPDATE kith.signal_sessions SET renew_since = $5
-    WHERE #{@pair} AND state IS NOT NULL AND renew_since IS NULL
-    """
+  @doc """
+  Marks sessions: the next message to each of the peers starts a new one.
 
+  The archived ones too, since a late message makes one of them the current session again.
+  """
+  def renew(repo, {user, device}, peers, now) do
     for {peer, peer_device} <- Enum.sort(peers),
-        do: Repo.execute(repo, sql, [user, device, peer, peer_device, now])
+        {table, current} <- [
+          signal_sessions: "AND state IS NOT NULL",
+          signal_archived_sessions: ""
+        ] do
+      sql = """
+      UPDATE kith.#{table} SET renew_since = $5 WHERE #{@pair} #{current} AND renew_since IS NULL
+      """
+
+      Repo.execute(repo, sql, [user, device, peer, peer_device, now])
+    end
 
     :ok
   end
@@ -188,7 +196,21 @@ defmodule Kith.Store.Sessions do
   def renew_all(repo, now) do
     Repo.execute(repo, "UPDATE kith.signal_archived_sessions SET renew_since = $1", [now])
     sql = "UPDATE kith.signal_sessions SET renew_since = $1 WHERE state IS NOT NULL"
-    Repo.execute(repo, sql, [now])
+    current = Repo.execute(repo, sql, [now])
+    Repo.execute(repo, "UPDATE kith.signal_archived_sessions SET renew_since = $1", [now])
+    current
+  end
+
+  @doc "The mark of an archived session."
+  @spec archived_renew_since(Repo.repo(), Address.t(), Address.t(), binary) :: nil | integer
+  def archived_renew_since(repo, local, peer, session_id) do
+    sql = """
+    SELECT renew_since FROM kith.signal_archived_sessions WHERE #{@pair} AND session_id = $5
+    """
+
+    with [[renew_since]] <- Repo.rows(repo, sql, pair(local, peer) ++ [{:blob, session_id}]),
+         do: renew_since,
+         else: ([] -> nil)
   end
 
   @doc "Writes `{peer, braid}` rows, each in place of the one of before."
