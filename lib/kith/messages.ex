@@ -630,7 +630,12 @@ defmodule Kith.Messages do
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
 
-    begun = if opened.established, do: [renew_since: nil, established_at: now], else: []
+    begun =
+      cond do
+        opened.established -> [renew_since: nil, established_at: now]
+        healed?(repo, from, session, opened) -> [renew_since: nil]
+        true -> []
+      end
 
     if Sessions.put(repo, to, [row], now, [{:received_at, now} | begun]) != 1,
       do: raise(Error.new(:stale))
@@ -661,6 +666,12 @@ defmodule Kith.Messages do
 
     entries(repo, to, from, opened, now)
   end
+
+  # With a peer who has no keys here no session can be started. But a chain that was drawn just now has sent nothing
+  # before, whatever its session has: when the peer goes on in that, it may go on here.
+  defp healed?(_repo, _from, %{renew_since: nil}, _opened), do: false
+  defp healed?(_repo, _from, _session, %{stepped: false}), do: false
+  defp healed?(repo, from, _session, _opened), do: Accounts.device(repo, from) == nil
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
   defp entries(repo, to, from, %{session_id: session_id} = opened, now) do

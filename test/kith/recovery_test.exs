@@ -140,6 +140,29 @@ defmodule Kith.RecoveryTest do
     assert Kith.decrypt!(kith, "anna", next) == "sent after"
   end
 
+  test "a session with a peer who has no keys here outlives a forged message" do
+    kith = start_kith!(unknown_senders: :remember)
+    other = start_kith!()
+    Kith.register!(kith, "anna")
+    Kith.register!(other, "olga")
+    Kith.publish_bundle!(other, "anna", Kith.pre_key_bundle!(kith, "anna"))
+    [first] = Kith.encrypt!(other, "olga", "anna", "hello")
+    Kith.decrypt!(kith, "anna", first)
+    [answer] = Kith.encrypt!(kith, "anna", "olga", "hi")
+    assert Kith.decrypt!(other, "olga", answer) == "hi"
+
+    [next] = Kith.encrypt!(other, "olga", "anna", "how are you?")
+    forged = %{next | body: corrupt(next.body, byte_size(next.body) - 1)}
+    {:error, error} = Kith.decrypt(kith, "anna", forged)
+    assert [_] = Kith.recover!(kith, "anna", forged, error)
+    # What may have been used is not used again, and there is nothing to start anew from.
+    assert reason(Kith.encrypt(kith, "anna", "olga", "x")) == :not_registered
+
+    assert Kith.decrypt!(kith, "anna", next) == "how are you?"
+    assert [%{type: :message} = again] = Kith.encrypt!(kith, "anna", "olga", "well")
+    assert Kith.decrypt!(other, "olga", again) == "well"
+  end
+
   test "a second delivery is no reason to report", %{kith: kith} do
     plain = start_kith!()
     converse!(plain, "anna", "ben")

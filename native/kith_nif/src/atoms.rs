@@ -57,6 +57,7 @@ rustler::atoms! {
     signed_prekey_id,
     skipped,
     state,
+    stepped,
     usable,
     verified,
     version,

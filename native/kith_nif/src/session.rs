@@ -342,6 +342,9 @@ fn decrypt<'a>(
     };
     let mut rng = random()?;
     let stored = (peer.braid.as_ref(), record.current().map(revision));
+    let before = record
+        .current()
+        .map(|session| (session.id(), *session.sending_ratchet_key()));
     let decrypted = match kind {
         MessageType::Message => {
             let message = SignalMessage::from_bytes(body)?;
@@ -360,6 +363,8 @@ fn decrypt<'a>(
 
     let session = record.current().ok_or(Reason::SessionNotFound)?;
     let changes = &decrypted.changes;
+    let stepped =
+        before.is_some_and(|(id, key)| session.id() == id && *session.sending_ratchet_key() != key);
     let sealed = Sealed {
         session: conversation.seal_session(&mut rng, next(peer.generation)?, stored, session)?,
         identity: conversation.seal_news(
@@ -368,6 +373,7 @@ fn decrypt<'a>(
             &decrypted.remote_identity,
             changes.version,
         )?,
+        stepped,
         // A session is replaced only when the archive was loaded, and is then its first.
         archived: match changes.archived {
             Some(_) => conversation.seal_replaced(&mut rng, peer.generation, &record)?,
@@ -399,6 +405,8 @@ fn look_up(
 /// The parts of the state a decrypted message rewrites.
 struct Sealed {
     session: SealedSession,
+    /// Whether this side sends with a ratchet key from now on that it has just drawn.
+    stepped: bool,
     identity: Option<Bytes<Vec<u8>>>,
     archived: Option<Archived>,
 }
@@ -442,6 +450,7 @@ fn encode_decrypted<'a>(
             (atoms::session_id(), &id(session_id)),
             (atoms::version(), &version.number()),
             (atoms::established(), established),
+            (atoms::stepped(), &sealed.stepped),
             (atoms::state(), &sealed.session.state),
             (atoms::braid(), &sealed.session.braid),
             (atoms::identity(), &sealed.identity),

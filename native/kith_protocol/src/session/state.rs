@@ -387,6 +387,12 @@ impl Session {
         }
     }
 
+    /// The ratchet key this side sends with: another one after each step of the Diffie-Hellman ratchet.
+    #[must_use]
+    pub const fn sending_ratchet_key(&self) -> &PublicKey {
+        self.sending.ratchet.public_key()
+    }
+
     /// What may be shown of the session.
     #[must_use]
     pub fn info(&self) -> SessionInfo {
