@@ -33,6 +33,9 @@ defmodule Kith.Store.Sessions do
     received_at: nil
   }
 
+  # As many as the engine keeps.
+  @max_archived 40
+
   @columns "generation, state, identity, session_id, revision, braid, renew_since, established_at, received_at"
 
   @pair "user_id = $1 AND device_id = $2 AND peer_id = $3 AND peer_device_id = $4"
@@ -332,6 +335,28 @@ defmodule Kith.Store.Sessions do
         end)
 
       Repo.execute(repo, sql, [user, device | own])
+    end
+
+    evict_archived(repo, {user, device}, for({peer, _archived, _renew_since} <- rows, do: peer))
+  end
+
+  # The engine counts those it is given, and who only writes gives it none.
+  defp evict_archived(repo, {user, device} = local, peers) do
+    for users <- peers |> Enum.map(&elem(&1, 0)) |> Enum.uniq() |> SQL.chunks() do
+      sql = """
+      SELECT peer_id, peer_device_id, session_id FROM (
+        SELECT peer_id, peer_device_id, session_id,
+          ROW_NUMBER() OVER (PARTITION BY peer_id, peer_device_id ORDER BY position DESC) AS place
+        FROM kith.signal_archived_sessions
+        WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
+      ) ranked WHERE place > #{@max_archived}
+      """
+
+      for [peer, peer_device, session_id] <- Repo.rows(repo, sql, [user, device | users]),
+          {peer, peer_device} in peers do
+        delete_archived(repo, local, {peer, peer_device}, session_id)
+        delete_entries_of_session(repo, local, {peer, peer_device}, session_id)
+      end
     end
 
     :ok
