@@ -264,8 +264,7 @@ defmodule Kith do
   Makes one-time prekeys until a device has `:one_time_prekeys` and `:one_time_kyber_prekeys` again. Returns how many
   of the former were made.
 
-  It runs by itself when a claim leaves fewer than `:replenish_below`. It also deletes used ones whose
-  grace is over.
+  It runs by itself when a claim leaves fewer than `:replenish_below`.
 
   Errors: `:not_registered`, `:key_not_found`.
   """
