@@ -40,3 +40,34 @@ defmodule Kith.ReviewOpenTest do
     assert [] = Kith.recover!(kith, "ben", envelope, error)
   end
 end
+
+defmodule Kith.ReviewTransactionTest do
+  use Kith.Case, async: true
+
+  test "keys that are none are a value in a transaction of the application" do
+    kith = start_kith!()
+    repo = Kith.Instance.fetch!(kith).repo
+
+    assert {:ok, :malformed} =
+             Kith.SQLite.transaction(repo, fn ->
+               reason(Kith.register(kith, "zed", identity_key_pair: <<1>>))
+             end)
+  end
+
+  test "one member cannot keep a message from a group" do
+    kith = start_kith!(one_time_prekeys: 1, one_time_kyber_prekeys: 0, replenish_below: 0)
+    members = for n <- 1..8, do: "user #{n}"
+    register!(kith, ["anna" | members])
+
+    for user <- members, device <- 2..127 do
+      sql!(
+        kith,
+        "INSERT INTO signal_identity_keys (user_id, device_id, registration_id, public_key, next_prekey_id, next_kyber_prekey_id, created_at) " <>
+          "SELECT user_id, $2, registration_id, public_key, 1, 1, created_at FROM signal_identity_keys WHERE user_id = $1 AND device_id = 1",
+        [user, device]
+      )
+    end
+
+    assert {:ok, _} = Kith.encrypt_group(kith, "anna", members, "hello")
+  end
+end
