@@ -231,8 +231,11 @@ defmodule Kith do
   collected. This call and `import_record/4` are the only ones of which that is true. Neither prints it, and neither
   should the application.
 
+  All devices of a user have one identity key: another device than the first gets that of the first.
+
   Errors: `:key_not_found` when the private keys of this device live elsewhere (`publish_bundle/3`), `:malformed` for
-  bytes that are no key pair, `:untrusted_identity` when the device has another pair already.
+  bytes that are no key pair, `:untrusted_identity` when the device, or another one of the user, has another pair already,
+  `:too_large` for one more than `:max_devices`.
   """
   @spec register(name, Address.given(), keyword) :: result(registered)
   def register(name, user, options \\ []) do
@@ -264,8 +267,7 @@ defmodule Kith do
   Makes one-time prekeys until a device has `:one_time_prekeys` and `:one_time_kyber_prekeys` again. Returns how many
   of the former were made.
 
-  It runs by itself when a claim leaves fewer than `:replenish_below`. It also deletes used ones whose
-  grace is over.
+  It runs by itself when a claim leaves fewer than `:replenish_below`.
 
   Errors: `:not_registered`, `:key_not_found`.
   """
@@ -335,8 +337,9 @@ defmodule Kith do
   A bundle without a Kyber prekey is one of version 3, for which an instance with `minimum_version: 3` has room.
 
   Whose bundle it is, the application has to know. Errors: `:malformed`, `:tampered` for a wrong signature,
-  `:unsupported_version` for a bundle without a Kyber prekey, `:too_large` over 1,000 one-time prekeys of a kind,
-  `:untrusted_identity` for a device that was registered here.
+  `:unsupported_version` for a bundle without a Kyber prekey, `:too_large` over 1,000 one-time prekeys of a kind or one
+  more than `:max_devices`, `:untrusted_identity` for a device that was registered here, or one whose user has another
+  identity on another device.
   """
   @spec publish_bundle(name, Address.given(), PreKeyBundle.t() | map) :: result(non_neg_integer)
   def publish_bundle(name, address, bundle) do

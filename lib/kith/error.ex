@@ -81,7 +81,7 @@ defmodule Kith.Error do
 
   @doc false
   # A result of the native library, its reason as an error.
-  def from_native({:error, reason}), do: {:error, new(reason)}
+  def from_native({:error, reason}) when is_atom(reason), do: {:error, new(reason)}
   def from_native(result), do: result
 
   @impl true

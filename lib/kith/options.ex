@@ -51,6 +51,8 @@ defmodule Kith.Options do
       open. Default 86,400 (1 day). It takes `:archive`.
     * `:recovery_limit` - how many messages of one peer a device reports in an hour, and how many reports of one peer it
       answers. Reports are not authenticated; this bounds what a forger can cause. Default 20.
+    * `:max_devices` - how many devices a user may have, registered and published together, 1 to 127. Each is a message
+      more for everyone who writes to them, and a group has at most 1,000 devices. Default 10.
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
     * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
       here. An envelope says who it is from, and only keys known here can tell whether that is so.
@@ -110,6 +112,7 @@ defmodule Kith.Options do
             refresh_after: 2_592_000,
             resend_window: 86_400,
             recovery_limit: 20,
+            max_devices: 10,
             max_plaintext: 65_536,
             unknown_senders: :refuse,
             max_attempts: 5,
@@ -139,6 +142,7 @@ defmodule Kith.Options do
           refresh_after: pos_integer,
           resend_window: non_neg_integer,
           recovery_limit: non_neg_integer,
+          max_devices: 1..127,
           max_plaintext: pos_integer,
           unknown_senders: :refuse | :remember,
           max_attempts: pos_integer,
@@ -250,6 +254,7 @@ defmodule Kith.Options do
       refresh_after: {:integer, 3_600..31_536_000},
       resend_window: {:integer, 0..31_536_000},
       recovery_limit: {:integer, 0..1000},
+      max_devices: {:integer, 1..127},
       max_plaintext: {:integer, 1..1_048_576},
       unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100},

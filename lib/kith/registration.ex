@@ -78,7 +78,8 @@ defmodule Kith.Registration do
 
     {keys, record} =
       generating(instance, address, fn ->
-        with {:ok, {public_key, sealed, drawn}} <-
+        with :ok <- room(instance, others),
+             {:ok, {public_key, sealed, drawn}} <-
                identity(instance, account, device, given, others),
              :ok <- of_one_user(others, public_key) do
           keys = %{
@@ -101,12 +102,19 @@ defmodule Kith.Registration do
         insert_generated(repo, address, keys, now)
         {{:ok, registered(user, device, keys)}, [record]}
 
-      {:error, %Error{} = error} ->
-        raise error
-
       {:error, reason} ->
-        raise Error.new(reason)
+        # Not raised, since that would undo a transaction of the application.
+        Accounts.delete_account(repo, user)
+        {Error.from_native({:error, reason}), []}
     end
+  end
+
+  # Whoever writes to a user writes to each of their devices.
+  defp room(%{options: %{max_devices: most}}, others) do
+    if Enum.count(others) < most,
+      do: :ok,
+      else:
+        {:error, Error.new(:too_large, "the user has #{most} devices, as :max_devices allows")}
   end
 
   # All devices of a user have one identity: to add one changes no safety number, and a device with another identity
@@ -469,7 +477,10 @@ defmodule Kith.Registration do
   end
 
   defp insert_published(instance, repo, address, bundle) do
-    with :ok <- of_one_user(Map.values(others(repo, address)), bundle.identity_key),
+    others = Map.values(others(repo, address))
+
+    with :ok <- of_one_user(others, bundle.identity_key),
+         :ok <- room(instance, others),
          do: put_published(instance, repo, address, bundle)
   end
 

@@ -158,6 +158,38 @@ defmodule Kith.DevicesTest do
     end
   end
 
+  test "a user has no more devices than are allowed", %{kith: kith} do
+    for device <- 3..10, do: Kith.register!(kith, {"ben", device})
+    before = dump(kith)
+    assert reason(Kith.register(kith, {"ben", 11})) == :too_large
+    # Those there are may come back as often as they like.
+    assert Kith.register!(kith, {"ben", 10}).device == 10
+    assert dump(kith) == before
+
+    other = start_kith!()
+    client = start_kith!(max_devices: 2)
+    for device <- 1..2, do: Kith.register!(client, {"olga", device})
+    assert reason(Kith.register(client, {"olga", 3})) == :too_large
+
+    small = start_kith!(max_devices: 1)
+    Kith.register!(other, "olga")
+    bundle = Kith.pre_key_bundle!(other, "olga")
+    Kith.publish_bundle!(small, "olga", bundle)
+    assert reason(Kith.publish_bundle(small, {"olga", 2}, bundle)) == :too_large
+  end
+
+  test "keys that are none are a value in a transaction of the application", %{kith: kith} do
+    repo = Kith.Instance.fetch!(kith).repo
+    before = dump(kith)
+
+    assert {:ok, :malformed} =
+             Kith.SQLite.transaction(repo, fn ->
+               reason(Kith.register(kith, "zed", identity_key_pair: <<1>>))
+             end)
+
+    assert dump(kith) == before
+  end
+
   describe "an identity" do
     test "is the same on all devices of a user, so that a new one alarms nobody", %{kith: kith} do
       number = Kith.safety_number!(kith, "anna", "ben").digits

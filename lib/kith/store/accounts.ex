@@ -178,14 +178,18 @@ defmodule Kith.Store.Accounts do
 
     Repo.lock_rows(repo, sql, [user, device])
     clear(repo, {user, device})
+    delete_account(repo, user)
+    deleted
+  end
 
+  @doc "Deletes the data key of a user who has no device."
+  def delete_account(repo, user) do
     sql = """
     DELETE FROM kith.signal_accounts WHERE user_id = $1
       AND NOT EXISTS (SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $2)
     """
 
     Repo.execute(repo, sql, [user, user])
-    deleted
   end
 
   @doc """

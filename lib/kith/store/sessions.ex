@@ -328,20 +328,29 @@ defmodule Kith.Store.Sessions do
       Repo.execute(repo, sql, [user, device | own])
     end
 
-    for peer <- Enum.uniq(Enum.map(rows, &elem(&1, 0))), do: trim_archive(repo, local, peer)
-    :ok
+    evict_archived(repo, local, Enum.map(rows, &elem(&1, 0)))
   end
 
-  defp trim_archive(repo, local, peer) do
-    sql = """
-    SELECT session_id FROM kith.signal_archived_sessions WHERE #{@pair}
-    ORDER BY position DESC LIMIT 1000 OFFSET #{@max_archived}
-    """
+  # The engine counts those it is given, and who only writes gives it none.
+  defp evict_archived(repo, {user, device} = local, peers) do
+    for users <- peers |> Enum.map(&elem(&1, 0)) |> Enum.uniq() |> SQL.chunks() do
+      sql = """
+      SELECT peer_id, peer_device_id, session_id FROM (
+        SELECT peer_id, peer_device_id, session_id,
+          ROW_NUMBER() OVER (PARTITION BY peer_id, peer_device_id ORDER BY position DESC) AS place
+        FROM kith.signal_archived_sessions
+        WHERE user_id = $1 AND device_id = $2 AND peer_id IN (#{SQL.list(3, length(users))})
+      ) ranked WHERE place > #{@max_archived}
+      """
 
-    for [session_id] <- Repo.rows(repo, sql, pair(local, peer)) do
-      delete_archived(repo, local, peer, session_id)
-      delete_entries_of_session(repo, local, peer, session_id)
+      for [peer, peer_device, session_id] <- Repo.rows(repo, sql, [user, device | users]),
+          {peer, peer_device} in peers do
+        delete_archived(repo, local, {peer, peer_device}, session_id)
+        delete_entries_of_session(repo, local, {peer, peer_device}, session_id)
+      end
     end
+
+    :ok
   end
 
   @doc "Deletes an archived session. Returns since when it must not send, or nil."

@@ -8,8 +8,8 @@ defmodule Mix.Tasks.Kith.Doctor do
       $ mix kith.doctor MyApp.Kith --to ben --envelope message.bin
       $ mix kith.doctor MyApp.Kith --to ben --device 2 --envelope message.bin
 
-  The envelope is a file with what `Kith.Envelope.to_binary/1` returned, as it is or in Base64. Nothing is written, and neither
-  keys nor texts are printed.
+  The envelope is a file with what `Kith.Envelope.to_binary/1` returned, as it is or in Base64. Neither keys nor texts are printed, and
+  nothing is written but what a start writes: an embedded database gets the tables of this release and its next mark.
 
   It reads the configuration of the application and starts the instance, and with `:repo` the repository, but nothing
   else of the application. Ends with status 1 when something is wrong or the message does not open.
@@ -53,7 +53,9 @@ defmodule Mix.Tasks.Kith.Doctor do
 
     case module.__kith__(:options)[:repo] do
       nil ->
-        :ok
+        # A start would make one.
+        path = module.__kith__(:options)[:database] || %Kith.Options{}.database
+        if not File.exists?(path), do: Mix.raise("there is no database #{path}")
 
       repo ->
         for app <- [:ecto_sql, :postgrex], do: Application.ensure_all_started(app)
@@ -63,7 +65,7 @@ defmodule Mix.Tasks.Kith.Doctor do
     end
 
     # It only looks: keys are left to the application.
-    case module.start_link() do
+    case module.start_link(maintenance_interval: :off) do
       {:ok, _} -> :ok
       {:error, {:already_started, _}} -> :ok
       {:error, reason} -> Mix.raise("#{inspect(module)} does not start: #{reason(reason)}")

@@ -56,6 +56,12 @@ defmodule Mix.Tasks.Kith.DoctorTest do
     Application.put_env(:kith, Untouched, options)
     on_exit(fn -> Application.delete_env(:kith, Untouched) end)
 
+    # It makes none where there is none.
+    assert_raise Mix.Error, ~r/there is no database/, fn -> Doctor.run([inspect(Untouched)]) end
+    refute File.exists?(options[:database])
+    start_kith!(name: :before, database: options[:database])
+    stop_kith!(:before)
+
     # Linked to whoever runs the task.
     task = Task.async(fn -> capture_io(fn -> Doctor.run([inspect(Untouched)]) end) end)
 

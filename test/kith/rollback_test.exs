@@ -1,5 +1,6 @@
-defmodule Kith.ReviewTest do
-  use Kith.Case, async: true
+defmodule Kith.RollbackTest do
+  # What it logs is not to be heard in other tests.
+  use Kith.Case, async: false
 
   import ExUnit.CaptureLog
   alias Kith.Envelope
@@ -64,6 +65,28 @@ defmodule Kith.ReviewTest do
     end
   end
 
+  test "a prekey of a client is handed out once, whatever became of the database", %{kith: kith} do
+    other = start_kith!()
+    register!(other, ["cleo"])
+    bundle = Kith.pre_key_bundle!(other, "cleo")
+    Kith.publish_bundle!(kith, "cleo", bundle)
+    assert Kith.prekey_count!(kith, "cleo") == 1
+    capture_log(fn -> Kith.restored!(kith) end)
+    assert %{prekey: nil} = Kith.pre_key_bundle!(kith, "cleo")
+  end
+
+  test "archived sessions do not grow without end", %{kith: kith} do
+    Kith.replenish!(kith, "ben")
+
+    for n <- 1..60 do
+      sql!(kith, "UPDATE signal_sessions SET renew_since = 1 WHERE user_id = 'anna'")
+      encrypt_one!(kith, "anna", "ben", "#{n}")
+    end
+
+    [[count]] = sql!(kith, "SELECT COUNT(*) FROM signal_archived_sessions WHERE user_id = 'anna'")
+    assert count <= 40
+  end
+
   test "a report of a time no database holds is answered", %{kith: kith} do
     for timestamp <- [0xFFFF_FFFF_FFFF_FFFF, 0x8000_0000_0000_0000] do
       envelope = encrypt_one!(kith, "anna", "ben", "x")
@@ -76,7 +99,7 @@ defmodule Kith.ReviewTest do
   end
 end
 
-defmodule Kith.ReviewPostgresTest do
+defmodule Kith.RollbackPostgresTest do
   use Kith.Case, async: false
   @moduletag :postgres
 
@@ -89,7 +112,7 @@ defmodule Kith.ReviewPostgresTest do
   end
 
   setup do
-    address = Postgres.database!(Postgres.cluster(), "review_test")
+    address = Postgres.database!(Postgres.cluster(), "rollback_test")
     start_supervised!({Repo, address ++ [pool_size: 20]})
     Repo.intercept(fn _sql, run -> run.() end)
     prefix = "kith_#{System.unique_integer([:positive])}"
