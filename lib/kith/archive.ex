@@ -22,7 +22,7 @@ defmodule Kith.Archive do
         if Sessions.drop_state(repo, local, peer, session.generation, now) != 1,
           do: raise(Error.new(:stale))
 
-        Sessions.insert_archived(repo, local, archived)
+        Sessions.insert_archived(repo, local, archived, %{peer => session.renew_since})
         1
     end
   end
@@ -44,7 +44,7 @@ defmodule Kith.Archive do
 
     case Instance.sealed(instance, :session_archive, [account, local, parts]) do
       {:ok, archived} ->
-        [{peer, archived}]
+        [{peer, archived, session.renew_since}]
 
       # What does not open could not open a message either.
       {:error, :corrupted_state} ->

@@ -31,10 +31,12 @@ defmodule Kith.Installation do
     end
   end
 
-  @doc "What a fan-out asks the database beside the devices: its timeline, where it tells."
+  @doc "What a fan-out asks the database beside the devices: its timeline and its mark, where it tells."
   @spec question(Instance.t()) :: String.t()
-  def question(%{timeline: nil}), do: "NULL"
-  def question(_instance), do: Repo.timeline()
+  def question(%{timeline?: false}), do: "NULL"
+
+  def question(_instance),
+    do: "#{Repo.timeline()} || '/' || (SELECT mark FROM kith.signal_installation WHERE id = 1)"
 
   @doc "Changes the mark of an embedded database, so that a copy made before is known to be older."
   @spec refresh(Instance.t()) :: :ok
@@ -57,21 +59,16 @@ defmodule Kith.Installation do
   @doc """
   The same look in the transaction of a fan-out, before it reads its sessions.
 
-  `timeline` came with a row that was read anyway.
+  `said` came with a row that was read anyway. Nothing of it is remembered here: what this transaction has marked may be
+  rolled back yet, and the next database may have the number of a timeline that this one had.
   """
   @spec watch(Instance.t(), Repo.repo(), nil | String.t()) :: [Telemetry.recorded()]
-  def watch(_instance, _repo, nil), do: []
+  def watch(%{timeline?: false}, _repo, _said), do: []
 
-  def watch(%{timeline: seen} = instance, repo, timeline) do
-    timeline = String.to_integer(timeline, 16)
-
-    if :atomics.get(seen, 1) == timeline do
-      []
-    else
-      {result, records} = compare(instance, repo, Instance.now(instance))
-      # Not before it is committed, or a rollback would be the last that was heard of it.
-      if result == {:ok, :same}, do: :atomics.put(seen, 1, timeline)
-      records
+  def watch(instance, repo, said) do
+    case said && String.split(said, "/") do
+      [timeline, _cluster, timeline, _table] -> []
+      _another_or_none -> instance |> compare(repo, Instance.now(instance)) |> elem(1)
     end
   end
 
@@ -89,7 +86,7 @@ defmodule Kith.Installation do
       {:ok, _} ->
         with {:ok, found} <-
                in_transaction(instance, &compare(instance, &1, Instance.now(instance))),
-             do: {:ok, found, %{instance | timeline: :atomics.new(1, signed: false)}}
+             do: {:ok, found, %{instance | timeline?: true}}
 
       {:error, error} ->
         unknown(Exception.message(error))

@@ -7,7 +7,7 @@ defmodule Kith.Instance do
   alias Kith.Store.Repo
 
   @enforce_keys [:name, :repo, :vault, :options]
-  defstruct [:name, :repo, :vault, :options, :stamps, timeline: nil]
+  defstruct [:name, :repo, :vault, :options, :stamps, timeline?: false]
 
   @type t :: %__MODULE__{
           name: term,
@@ -15,7 +15,7 @@ defmodule Kith.Instance do
           vault: reference,
           options: Options.t(),
           stamps: :atomics.atomics_ref(),
-          timeline: nil | :atomics.atomics_ref()
+          timeline?: boolean
         }
 
   @spec fetch!(term) :: t

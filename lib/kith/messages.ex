@@ -120,11 +120,11 @@ defmodule Kith.Messages do
   def fan_out_in(instance, repo, {user, _} = from, members, plaintext, terms) do
     users = Enum.uniq([user | Enum.map(members, &of_user/1)])
     question = Installation.question(instance)
-    {devices, timeline} = Accounts.devices_for(repo, from, users, question)
+    {devices, said} = Accounts.devices_for(repo, from, users, question)
 
     case Registration.local(devices[from]) do
       {:ok, device} ->
-        news = Installation.watch(instance, repo, timeline)
+        news = Installation.watch(instance, repo, said)
         sender = {from, device}
         {result, records} = deliver(instance, repo, sender, members, devices, plaintext, terms)
         {result, news ++ records}
@@ -183,6 +183,7 @@ defmodule Kith.Messages do
     timestamp = Instance.timestamp(instance)
     sorted = Enum.sort(peers)
     cold = Enum.filter(sorted, &cold?(instance, rows[&1], now))
+    rows = read_again(repo, from, cold, rows)
     {claimed, claims} = Registration.claim(instance, repo, cold, now)
 
     # One that is only old goes on when there is nothing to start anew from.
@@ -242,6 +243,16 @@ defmodule Kith.Messages do
 
   defp failure(peers, sent, user),
     do: Enum.find(peers, &(elem(&1, 0) == user and failed?(sent[&1])))
+
+  # What a new session replaces is put away, unless it does not open: which a row that was waited for does not, beside a
+  # braid of before, see Sessions.fetch_many/3. What is on its way in it would be lost.
+  defp read_again(%Kith.SQLite{}, _from, _cold, rows), do: rows
+
+  defp read_again(repo, from, cold, rows) do
+    replaced = Enum.filter(cold, &(rows[&1].state != nil))
+    read = Sessions.read_many(repo, from, replaced |> Enum.map(&of_user/1) |> Enum.uniq())
+    Enum.reduce(replaced, rows, &Map.put(&2, &1, row(read, &1)))
+  end
 
   defp must_start?(row), do: row.state == nil or row.renew_since != nil
 
@@ -356,7 +367,8 @@ defmodule Kith.Messages do
     braids = for {peer, %{braid: {_, _, _} = braid}} <- done, do: {peer, braid}
     Sessions.put_braids(repo, from, braids)
     archived = for {peer, %{archived: {_, _, _} = archived}} <- done, do: {peer, archived}
-    Sessions.insert_archived(repo, from, archived)
+    marks = Map.new(archived, fn {peer, _} -> {peer, rows[peer].renew_since} end)
+    Sessions.insert_archived(repo, from, archived, marks)
 
     for {peer, result} <- done,
         group <- result.entries_dropped,
@@ -617,7 +629,13 @@ defmodule Kith.Messages do
     # First, so that of two first messages of one session the later finds the session when it is tried again.
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
-    begun = if opened.established, do: [renew_since: nil, established_at: now], else: []
+
+    begun =
+      cond do
+        opened.established -> [renew_since: nil, established_at: now]
+        opened.promoted -> [renew_since: mark(repo, to, from, session, opened.promoted)]
+        true -> []
+      end
 
     if Sessions.put(repo, to, [row], now, [{:received_at, now} | begun]) != 1,
       do: raise(Error.new(:stale))
@@ -632,8 +650,14 @@ defmodule Kith.Messages do
         id != nil,
         do: Prekeys.mark_used(repo, to, kind, id, now)
 
-    if opened.promoted, do: Sessions.delete_archived(repo, to, from, opened.promoted)
-    if opened.archived, do: Sessions.insert_archived(repo, to, [{from, opened.archived}])
+    # One that must not send any more opens what comes, and the next message starts another.
+    if opened.promoted && Sessions.delete_archived(repo, to, from, opened.promoted),
+      do: Sessions.renew(repo, to, [from], now)
+
+    if opened.archived do
+      marks = %{from => session.renew_since}
+      Sessions.insert_archived(repo, to, [{from, opened.archived}], marks)
+    end
 
     for session_id <- opened.archive_dropped do
       Sessions.delete_archived(repo, to, from, session_id)
@@ -642,6 +666,10 @@ defmodule Kith.Messages do
 
     entries(repo, to, from, opened, now)
   end
+
+  # An old session that a late message made the current one again is as old as it was.
+  defp mark(repo, to, from, session, promoted),
+    do: Sessions.archived_renew_since(repo, to, from, promoted) || session.renew_since
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
   defp entries(repo, to, from, %{session_id: session_id} = opened, now) do

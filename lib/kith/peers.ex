@@ -103,7 +103,7 @@ defmodule Kith.Peers do
           do: raise(Error.new(:stale))
 
         Sessions.delete_braid(repo, local, peer)
-        Sessions.insert_archived(repo, local, archived)
+        Sessions.insert_archived(repo, local, archived, %{peer => session.renew_since})
       end
 
       :ok
@@ -173,7 +173,8 @@ defmodule Kith.Peers do
       do: Sessions.put_braids(repo, local, [{peer, imported.braid}]),
       else: Sessions.delete_braid(repo, local, peer)
 
-    Sessions.insert_archived(repo, local, Enum.map(imported.archived, &{peer, &1}))
+    archived = Enum.map(imported.archived, &{peer, &1})
+    Sessions.insert_archived(repo, local, archived, %{peer => session.renew_since})
 
     for session_id <- imported.archive_dropped do
       Sessions.delete_archived(repo, local, peer, session_id)

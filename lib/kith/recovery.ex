@@ -29,6 +29,9 @@ defmodule Kith.Recovery do
   # After these our own session with the sender may be one they cannot follow either.
   @renewed [:tampered, :out_of_sync, :corrupted_state, :duplicate]
 
+  # The latest a database holds. A report is a stranger's word.
+  @latest 0x7FFF_FFFF_FFFF_FFFF
+
   @doc "What a device does about an envelope that did not open: the envelopes to deliver, a report or nothing."
   def recover(instance, to, %Envelope{} = envelope, %Error{reason: reason} = error) do
     from = envelope.from
@@ -160,8 +163,10 @@ defmodule Kith.Recovery do
 
   # The timestamp stays: it is the same message, and should it not open either, it is reported by the same name.
   defp again(instance, repo, from, to, timestamp, now) do
+    oldest = now - instance.options.resend_window * 1_000
+
     messages =
-      if timestamp >= now - instance.options.resend_window * 1_000,
+      if timestamp in oldest..@latest//1,
         do: MessageArchive.sent(instance, repo, from, timestamp),
         else: []
 

@@ -70,6 +70,28 @@ defmodule Kith.InstallationTest do
       assert %{type: :prekey} = write(state, "after")
     end
 
+    test "sends nothing more in a session that a message on its way brings back", state do
+      stop_kith!(state.kith)
+      backup(state)
+      start(state)
+      used = for n <- 1..3, do: header(write(state, "lost #{n}"))
+      late = for n <- 1..2, do: encrypt_one!(state.other, "ben", "anna", "late #{n}")
+      stop_kith!(state.kith)
+      restore(state)
+      capture_log(fn -> start(state) end)
+
+      # The old session is put away for a new one, and comes back with what ben wrote in it.
+      first = write(state, "after")
+      assert Kith.decrypt!(state.kith, "anna", hd(late)) == "late 1"
+      assert %{type: :prekey} = second = write(state, "and after that")
+      assert Kith.decrypt!(state.kith, "anna", List.last(late)) == "late 2"
+      third = write(state, "and that")
+      later = Enum.map([first, second, third], &header/1)
+      assert Enum.uniq(used ++ later) == used ++ later
+      answer(state, "enough")
+      assert %{type: :message} = write(state, "enough")
+    end
+
     test "hands out no prekey again that it may have handed out", %{kith: kith} = state do
       stop_kith!(kith)
       backup(state)

@@ -47,6 +47,8 @@ defmodule Kith.PostgresTest do
 
   # The verb and the first table.
   defp kind(sql) do
+    # What is asked beside the rows is no statement of its own.
+    sql = Regex.replace(~r/\(SELECT [^)]*\)/, sql, "")
     [verb | _] = String.split(sql)
     [_, table] = Regex.run(~r/(?:FROM|INTO|UPDATE) "[a-z0-9_]+"\.(\w+)/, sql)
     {verb, table}

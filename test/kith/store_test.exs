@@ -301,16 +301,31 @@ defmodule Kith.StoreTest do
     end
 
     test "are archived in order", %{handle: db, me: me, peer: peer} do
-      Sessions.insert_archived(db, me, [
-        {peer, {"a", 3, "s"}},
-        {peer, {"b", 9, "s"}},
-        {peer, {"c", 6, "s"}}
-      ])
+      Sessions.insert_archived(
+        db,
+        me,
+        [
+          {peer, {"a", 3, "s"}},
+          {peer, {"b", 9, "s"}},
+          {peer, {"c", 6, "s"}}
+        ],
+        %{}
+      )
 
-      Sessions.insert_archived(db, me, [{peer, {"a", 7, "t"}}])
+      Sessions.insert_archived(db, me, [{peer, {"a", 7, "t"}}], %{})
       assert Sessions.archive(db, me, peer) == [{"b", 9, "s"}, {"a", 7, "t"}, {"c", 6, "s"}]
       Sessions.delete_archived(db, me, peer, "b")
       assert length(Sessions.archive(db, me, peer)) == 2
+
+      # As many as the engine keeps, and their entries.
+      Sessions.put_entries(db, me, peer, "c", [{"g", 1, "e"}], 0)
+      rows = for n <- 1..45, do: {peer, {"session #{n}", 100 + n, "s"}}
+      Sessions.insert_archived(db, me, rows, %{peer => 7})
+      assert [{"session 45", 145, "s"} | _] = kept = Sessions.archive(db, me, peer)
+      assert length(kept) == 40
+      assert Sessions.entries_of(db, me, peer, "g") == []
+      assert Sessions.delete_archived(db, me, peer, "session 45") == 7
+      assert Sessions.delete_archived(db, me, peer, "session 45") == nil
     end
   end
 

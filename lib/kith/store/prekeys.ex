@@ -285,7 +285,7 @@ defmodule Kith.Store.Prekeys do
   def withdraw_all(repo, now) do
     sql = """
     UPDATE kith.signal_prekeys SET claimed_at = $1
-    WHERE kind IN ('one_time', 'kyber_one_time') AND #{@in_stock} AND private_key_encrypted IS NOT NULL
+    WHERE kind IN ('one_time', 'kyber_one_time') AND #{@in_stock}
     """
 
     Repo.execute(repo, sql, [now])

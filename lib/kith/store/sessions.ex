@@ -35,6 +35,9 @@ defmodule Kith.Store.Sessions do
 
   @columns "generation, state, identity, session_id, revision, braid, renew_since, established_at, received_at"
 
+  # As many as the engine keeps.
+  @max_archived 40
+
   @pair "user_id = $1 AND device_id = $2 AND peer_id = $3 AND peer_device_id = $4"
 
   # The version of a session is known to its sealed state only: one of version 3 has no braid.
@@ -168,23 +171,46 @@ defmodule Kith.Store.Sessions do
     """
   end
 
-  @doc "Marks sessions: the next message to each of the peers starts a new one."
-  def renew(repo, {user, device}, peers, now) do
-    sql = """
-    UPDATE kith.signal_sessions SET renew_since = $5
-    WHERE #{@pair} AND state IS NOT NULL AND renew_since IS NULL
-    """
+  @doc """
+  Marks sessions: the next message to each of the peers starts a new one.
 
+  The archived ones too, since a late message makes one of them the current session again.
+  """
+  def renew(repo, {user, device}, peers, now) do
     for {peer, peer_device} <- Enum.sort(peers),
-        do: Repo.execute(repo, sql, [user, device, peer, peer_device, now])
+        {table, current} <- [
+          signal_sessions: "AND state IS NOT NULL",
+          signal_archived_sessions: ""
+        ] do
+      sql = """
+      UPDATE kith.#{table} SET renew_since = $5 WHERE #{@pair} #{current} AND renew_since IS NULL
+      """
+
+      Repo.execute(repo, sql, [user, device, peer, peer_device, now])
+    end
 
     :ok
   end
 
-  @doc "Marks all sessions there are. Returns how many."
+  @doc "Marks all sessions there are, and those that may come back. Returns how many of the former."
   def renew_all(repo, now) do
+    Repo.execute(repo, "UPDATE kith.signal_archived_sessions SET renew_since = $1", [now])
     sql = "UPDATE kith.signal_sessions SET renew_since = $1 WHERE state IS NOT NULL"
-    Repo.execute(repo, sql, [now])
+    current = Repo.execute(repo, sql, [now])
+    Repo.execute(repo, "UPDATE kith.signal_archived_sessions SET renew_since = $1", [now])
+    current
+  end
+
+  @doc "The mark of an archived session."
+  @spec archived_renew_since(Repo.repo(), Address.t(), Address.t(), binary) :: nil | integer
+  def archived_renew_since(repo, local, peer, session_id) do
+    sql = """
+    SELECT renew_since FROM kith.signal_archived_sessions WHERE #{@pair} AND session_id = $5
+    """
+
+    with [[renew_since]] <- Repo.rows(repo, sql, pair(local, peer) ++ [{:blob, session_id}]),
+         do: renew_since,
+         else: ([] -> nil)
   end
 
   @doc "Writes `{peer, braid}` rows, each in place of the one of before."
@@ -289,33 +315,60 @@ defmodule Kith.Store.Sessions do
         do: {session_id, position, state}
   end
 
-  @doc "Inserts `{peer, {session_id, position, state}}` rows."
-  def insert_archived(_repo, _local, []), do: :ok
+  @doc """
+  Inserts `{peer, {session_id, position, state}}` rows, and deletes those of each peer that are more than the newest 40.
 
-  def insert_archived(repo, {user, device}, rows) do
+  `marks` are since when the sessions had to be renewed, by peer: such a session sends no more when it comes back.
+  """
+  @spec insert_archived(Repo.repo(), Address.t(), [tuple], %{Address.t() => nil | integer}) :: :ok
+  def insert_archived(_repo, _local, [], _marks), do: :ok
+
+  def insert_archived(repo, {user, device} = local, rows, marks) do
     for chunk <- SQL.chunks(rows) do
       sql = """
       INSERT INTO kith.signal_archived_sessions
-        (user_id, device_id, peer_id, peer_device_id, session_id, position, state)
-      VALUES #{SQL.values(length(chunk), 2, 5, fn own -> ["$1", "$2" | own] end)}
+        (user_id, device_id, peer_id, peer_device_id, session_id, position, state, renew_since)
+      VALUES #{SQL.values(length(chunk), 2, 6, fn own -> ["$1", "$2" | own] end)}
       ON CONFLICT (user_id, device_id, peer_id, peer_device_id, session_id) DO UPDATE SET
-        position = excluded.position, state = excluded.state
+        position = excluded.position, state = excluded.state, renew_since = excluded.renew_since
       """
 
       own =
-        Enum.flat_map(chunk, fn {{peer, peer_device}, {session_id, position, state}} ->
-          [peer, peer_device, {:blob, session_id}, position, {:blob, state}]
+        Enum.flat_map(chunk, fn {{peer, peer_device} = address, {session_id, position, state}} ->
+          [peer, peer_device, {:blob, session_id}, position, {:blob, state}, marks[address]]
         end)
 
       Repo.execute(repo, sql, [user, device | own])
     end
 
+    for peer <- Enum.uniq(Enum.map(rows, &elem(&1, 0))), do: trim_archive(repo, local, peer)
     :ok
   end
 
+  defp trim_archive(repo, local, peer) do
+    sql = """
+    SELECT session_id FROM kith.signal_archived_sessions WHERE #{@pair}
+    ORDER BY position DESC LIMIT 1000 OFFSET #{@max_archived}
+    """
+
+    for [session_id] <- Repo.rows(repo, sql, pair(local, peer)) do
+      delete_archived(repo, local, peer, session_id)
+      delete_entries_of_session(repo, local, peer, session_id)
+    end
+  end
+
+  @doc "Deletes an archived session. Returns since when it must not send, or nil."
+  @spec delete_archived(Repo.repo(), Address.t(), Address.t(), binary) :: nil | integer
   def delete_archived(repo, local, peer, session_id) do
-    sql = "DELETE FROM kith.signal_archived_sessions WHERE #{@pair} AND session_id = $5"
-    Repo.execute(repo, sql, pair(local, peer) ++ [{:blob, session_id}])
+    sql = """
+    DELETE FROM kith.signal_archived_sessions WHERE #{@pair} AND session_id = $5
+    RETURNING renew_since
+    """
+
+    case Repo.rows(repo, sql, pair(local, peer) ++ [{:blob, session_id}]) do
+      [[renew_since]] -> renew_since
+      [] -> nil
+    end
   end
 
   @doc "`{session_id, group, number, sealed}` of the entries at some positions, in any session of the pair."
