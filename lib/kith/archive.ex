@@ -44,7 +44,7 @@ defmodule Kith.Archive do
 
     case Instance.sealed(instance, :session_archive, [account, local, parts]) do
       {:ok, archived} ->
-        [{peer, archived, session.renew_since}]
+        [{peer, archived}]
 
       # What does not open could not open a message either.
       {:error, :corrupted_state} ->

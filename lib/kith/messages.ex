@@ -630,12 +630,7 @@ defmodule Kith.Messages do
     identity = opened.identity || session.identity
     row = {from, session.generation + 1, opened.state, identity}
 
-    begun =
-      cond do
-        opened.established -> [renew_since: nil, established_at: now]
-        opened.promoted -> [renew_since: mark(repo, to, from, session, opened.promoted)]
-        true -> []
-      end
+    begun = if opened.established, do: [renew_since: nil, established_at: now], else: []
 
     if Sessions.put(repo, to, [row], now, [{:received_at, now} | begun]) != 1,
       do: raise(Error.new(:stale))
@@ -666,10 +661,6 @@ defmodule Kith.Messages do
 
     entries(repo, to, from, opened, now)
   end
-
-  # An old session that a late message made the current one again is as old as it was.
-  defp mark(repo, to, from, session, promoted),
-    do: Sessions.archived_renew_since(repo, to, from, promoted) || session.renew_since
 
   # What was used or is over goes first, then new entries come, and only then the oldest of all are evicted.
   defp entries(repo, to, from, %{session_id: session_id} = opened, now) do

@@ -4,8 +4,7 @@ defmodule Kith.Migration.V2 do
 
   def up(bytes) do
     [
-      # Since when the next message to the peer has to start a new session; and, of an archived session, the same should a
-      # late message make it the current one again.
+      # Since when the next message to the peer has to start a new session.
       "ALTER TABLE kith.signal_sessions ADD COLUMN renew_since BIGINT",
       # Of an archived session: since when it must not send, should a message of the peer bring it back.
       "ALTER TABLE kith.signal_archived_sessions ADD COLUMN renew_since BIGINT",
@@ -130,7 +129,6 @@ defmodule Kith.Migration.V2 do
             signal_archived_sessions: "renew_since",
             signal_sessions: "established_at",
             signal_sessions: "received_at",
-            signal_archived_sessions: "renew_since",
             signal_session_entries: "created_at",
             signal_prekeys: "superseded_at"
           ],

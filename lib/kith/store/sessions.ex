@@ -194,23 +194,10 @@ defmodule Kith.Store.Sessions do
 
   @doc "Marks all sessions there are, and those that may come back. Returns how many of the former."
   def renew_all(repo, now) do
-    Repo.execute(repo, "UPDATE kith.signal_archived_sessions SET renew_since = $1", [now])
     sql = "UPDATE kith.signal_sessions SET renew_since = $1 WHERE state IS NOT NULL"
     current = Repo.execute(repo, sql, [now])
     Repo.execute(repo, "UPDATE kith.signal_archived_sessions SET renew_since = $1", [now])
     current
-  end
-
-  @doc "The mark of an archived session."
-  @spec archived_renew_since(Repo.repo(), Address.t(), Address.t(), binary) :: nil | integer
-  def archived_renew_since(repo, local, peer, session_id) do
-    sql = """
-    SELECT renew_since FROM kith.signal_archived_sessions WHERE #{@pair} AND session_id = $5
-    """
-
-    with [[renew_since]] <- Repo.rows(repo, sql, pair(local, peer) ++ [{:blob, session_id}]),
-         do: renew_since,
-         else: ([] -> nil)
   end
 
   @doc "Writes `{peer, braid}` rows, each in place of the one of before."
