@@ -49,13 +49,13 @@ interop:
 crash:
 	@.ci/setup build
 	@.ci/setup postgres || true
-	@MIX_ENV=test mix run --no-start test/crash/kills.exs \
+	@MIX_ENV=test mix run --no-start test/support/crash/kills.exs \
 		'$(or $(KILLS),1000)' '$(or $(PG_KILLS),200)' '$(or $(SEED),1)'
 
 nodes:
 	@.ci/setup build
 	@.ci/setup postgres || true
-	@MIX_ENV=test mix run --no-start test/crash/nodes.exs \
+	@MIX_ENV=test mix run --no-start test/support/crash/nodes.exs \
 		'$(or $(OPS),100000)' '$(or $(NODES),2)' '$(or $(SEED),1)'
 
 bench:

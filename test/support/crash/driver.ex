@@ -228,7 +228,7 @@ defmodule Kith.Crash.Driver do
         :binary,
         :exit_status,
         :stderr_to_stdout,
-        env: [{'ERL_CRASH_DUMP_SECONDS', '0'}],
+        env: [{~c"ERL_CRASH_DUMP_SECONDS", ~c"0"}],
         args: arguments
       ])
 

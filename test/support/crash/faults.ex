@@ -39,6 +39,11 @@ defmodule Kith.Crash.Faults do
     end
 
     defp serve(handle, until) do
+      left = until - System.monotonic_time(:millisecond)
+      if left > 0, do: serve(handle, until, left)
+    end
+
+    defp serve(handle, until, left) do
       receive do
         {:begin, pid, ref} ->
           monitor = Process.monitor(pid)
@@ -47,7 +52,7 @@ defmodule Kith.Crash.Faults do
           Process.demonitor(monitor, [:flush])
           serve(handle, until)
       after
-        max(until - System.monotonic_time(:millisecond), 0) -> :ok
+        left -> :ok
       end
     end
 

@@ -35,8 +35,7 @@ defmodule Kith.Crash.Wire do
 
         2 ->
           {size, rest} = varint(rest)
-          <<value::binary-size(size), rest::binary>> = rest
-          {value, rest}
+          {binary_part(rest, 0, size), Kith.Case.from(rest, size)}
       end
 
     fields(rest, Map.put(found, tag >>> 3, value))
