@@ -21,6 +21,10 @@ defmodule Kith.Crash.Child do
         Pool.add([{1, message}])
         end_with_driver()
 
+      "go\n" ->
+        send(__MODULE__, :go)
+        end_with_driver()
+
       line when is_binary(line) ->
         end_with_driver()
 
@@ -56,7 +60,11 @@ defmodule Kith.Crash.Child do
     {:ok, _} = Pool.start_link(%{chains: config.chains, drain: config.drain})
     Pool.add(config.pending)
     write(config, [:ready])
+    Process.register(self(), __MODULE__)
     IO.puts("ready")
+
+    # Several nodes begin together: one that is late would find messages older than any session opens.
+    if config.wires and not config.drain, do: receive(do: (:go -> :ok))
     if config.drain, do: drain(config), else: live(config)
   catch
     kind, reason ->

@@ -28,6 +28,8 @@ defmodule Kith.Crash.Ledger do
             inbox_seen: 0,
             unconfirmed_outbox: MapSet.new(),
             unconfirmed_inbox: MapSet.new(),
+            # Those whose row was seen: a message that is opened again makes no other one.
+            in_inbox: MapSet.new(),
             touched: MapSet.new(),
             deaths: %{},
             counts: %{},
@@ -85,7 +87,13 @@ defmodule Kith.Crash.Ledger do
 
   defp entry({:in_inbox, row, id, digest}, ledger) do
     confirmed = MapSet.delete(ledger.unconfirmed_inbox, id)
-    ledger = %{ledger | unconfirmed_inbox: confirmed, inbox_seen: max(ledger.inbox_seen, row)}
+
+    ledger = %{
+      ledger
+      | unconfirmed_inbox: confirmed,
+        in_inbox: MapSet.put(ledger.in_inbox, id),
+        inbox_seen: max(ledger.inbox_seen, row)
+    }
 
     case ledger.messages[id] do
       %{opened: 0} -> ledger |> opened(id, digest) |> count(:found_in_inbox)
@@ -123,7 +131,7 @@ defmodule Kith.Crash.Ledger do
     ledger = answered(ledger, id, attempt)
 
     ledger =
-      if inbox?,
+      if inbox? and id not in ledger.in_inbox,
         do: %{ledger | unconfirmed_inbox: MapSet.put(ledger.unconfirmed_inbox, id)},
         else: ledger
 

@@ -51,7 +51,8 @@ defmodule Kith.Crash.Nodes do
 
     ledger = Driver.ledger(config)
     vms = for node <- 1..nodes, do: Driver.start(config, ledger, node, false)
-    relay(Map.new(vms, &{&1.port, &1}), Map.new(vms, &{&1.port, ""}), MapSet.new())
+    progress = %{ready: 0, finished: MapSet.new()}
+    relay(Map.new(vms, &{&1.port, &1}), Map.new(vms, &{&1.port, ""}), progress)
     ledger = together(ledger, Enum.map(vms, &Journal.read(&1.journal)))
     ledger = Enum.reduce(vms, ledger, &Driver.finish(config, &2, %{&1 | journal: "none"}))
 
@@ -75,8 +76,8 @@ defmodule Kith.Crash.Nodes do
   defp kind(entry), do: if(is_tuple(entry), do: elem(entry, 0), else: entry)
 
   # Passes on what the nodes write to each other, until all have finished.
-  defp relay(vms, buffers, finished) do
-    if MapSet.size(finished) == map_size(vms) do
+  defp relay(vms, buffers, progress) do
+    if MapSet.size(progress.finished) == map_size(vms) do
       :ok
     else
       receive do
@@ -84,18 +85,19 @@ defmodule Kith.Crash.Nodes do
           [rest | lines] = (buffers[port] <> data) |> String.split("\n") |> Enum.reverse()
           others = Map.keys(vms) -- [port]
 
-          finished =
-            Enum.reduce(lines, finished, fn
-              "finished", finished -> MapSet.put(finished, port)
-              "wire " <> _ = line, finished -> pass(line, others, finished)
-              line, finished -> said(port, line, finished)
+          progress =
+            Enum.reduce(lines, progress, fn
+              "ready", progress -> ready(Map.keys(vms), progress)
+              "finished", progress -> update_in(progress.finished, &MapSet.put(&1, port))
+              "wire " <> _ = line, progress -> pass(line, others, progress)
+              line, progress -> said(port, line, progress)
             end)
 
-          relay(vms, %{buffers | port => rest}, finished)
+          relay(vms, %{buffers | port => rest}, progress)
 
         {port, {:exit_status, status}} when is_map_key(vms, port) ->
           send(self(), {port, {:exit_status, status}})
-          relay(vms, buffers, MapSet.new(Map.keys(vms)))
+          relay(vms, buffers, %{progress | finished: MapSet.new(Map.keys(vms))})
       after
         # A node ends by itself when it takes too long.
         2 * @longest -> raise "the nodes say nothing"
@@ -103,15 +105,21 @@ defmodule Kith.Crash.Nodes do
     end
   end
 
-  # For the report of a node that ends by itself.
-  defp said(port, line, finished) do
-    Process.put({Driver, port}, Process.get({Driver, port}, "") <> line <> "\n")
-    finished
+  # They begin when all of them can.
+  defp ready(ports, progress) do
+    if progress.ready + 1 == length(ports), do: Enum.each(ports, &Port.command(&1, "go\n"))
+    %{progress | ready: progress.ready + 1}
   end
 
-  defp pass(line, others, finished) do
+  # For the report of a node that ends by itself.
+  defp said(port, line, progress) do
+    Process.put({Driver, port}, Process.get({Driver, port}, "") <> line <> "\n")
+    progress
+  end
+
+  defp pass(line, others, progress) do
     Port.command(Enum.random(others), [line, "\n"])
-    finished
+    progress
   end
 
   @doc "The line that closes a run."
