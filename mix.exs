@@ -11,6 +11,8 @@ defmodule Kith.MixProject do
       version: @version,
       elixir: "~> 1.14",
       elixirc_paths: elixirc_paths(Mix.env()),
+      # A project of its own, for machines with Hex.
+      test_ignore_filters: [~r"^test/ecto/"],
       start_permanent: Mix.env() == :prod,
       compilers: [:kith_nif] ++ Mix.compilers(),
       description: "Signal-grade message encryption for Elixir and Phoenix",

@@ -74,7 +74,8 @@ defmodule Kith do
   was: give `:thread` to `decrypt/4`, or it is kept in the user's thread with themselves.
 
   Each device has a history of its own. What disappeared is in neither the history nor the answer to a second delivery, from
-  the moment its time is over, and is deleted soon after.
+  the moment its time is over, and is deleted soon after. Give both sides the same `:expires_in`: while the sender has a
+  copy, a message whose copy here has disappeared may be reported by `recover/4` when it is delivered again, and sent again.
 
   Forward secrecy ends where the archive begins: a thief of the database *and* the key-encryption key reads what is
   kept, however long ago its message keys were deleted. A thief of the database alone reads nothing.

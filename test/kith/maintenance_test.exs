@@ -756,9 +756,14 @@ defmodule Kith.MaintenanceTest do
           assert Kith.decrypt!(kith, "ben", late) == "late"
           for user <- ~w(anna ben cleo), do: assert(map_size(current(kith, user)) == 2)
 
-          if match?({:ok, _}, result),
-            do: {:halt, killed},
-            else: assert(reason(result) == :panic) && {:cont, killed + 1}
+          case result do
+            {:ok, _} ->
+              {:halt, killed}
+
+            {:error, error} ->
+              assert error.reason == :panic
+              {:cont, killed + 1}
+          end
         end)
 
       assert killed > 50
