@@ -51,9 +51,10 @@ defmodule Kith.Installation do
   """
   @spec restored(Instance.t()) :: {:ok, %{sessions: non_neg_integer}} | {:error, Error.t()}
   def restored(instance) do
-    with {:ok, {:restored, sessions}} <-
-           in_transaction(instance, &start_over(instance, &1, Instance.now(instance))),
-         do: {:ok, %{sessions: sessions}}
+    Instance.transaction(instance, fn repo ->
+      {sessions, records} = start_over(instance, repo, Instance.now(instance))
+      {{:ok, %{sessions: sessions}}, records}
+    end)
   end
 
   @doc """
@@ -72,20 +73,12 @@ defmodule Kith.Installation do
     end
   end
 
-  defp in_transaction(instance, fun) do
-    Instance.transaction(instance, fn repo ->
-      case fun.(repo) do
-        {{:ok, _} = result, records} -> {result, records}
-      end
-    end)
-  end
-
   # A role may be forbidden to ask.
   defp check_cluster(instance) do
-    case in_transaction(instance, &{{:ok, present(&1)}, []}) do
+    case Instance.transaction(instance, &{{:ok, present(&1)}, []}) do
       {:ok, _} ->
         with {:ok, found} <-
-               in_transaction(instance, &compare(instance, &1, Instance.now(instance))),
+               Instance.transaction(instance, &compare(instance, &1, Instance.now(instance))),
              do: {:ok, found, %{instance | timeline?: true}}
 
       {:error, error} ->
@@ -110,7 +103,7 @@ defmodule Kith.Installation do
 
       _another ->
         put(repo, present, now)
-        {{:ok, {:restored, _}}, records} = start_over(instance, repo, now)
+        {_sessions, records} = start_over(instance, repo, now)
         {{:ok, :restored}, records}
     end
   end
@@ -141,17 +134,15 @@ defmodule Kith.Installation do
   end
 
   # SQLite. The file names the mark of before and the next one while the database changes from one to the other.
-  defp check_file(%{options: %{database: ":memory:"}}), do: {:ok, :new}
-
   defp check_file(%{options: %{database: database}} = instance) do
     path = database <> ".mark"
     next = Base.encode16(:crypto.strong_rand_bytes(16), case: :lower)
 
     with {:ok, remembered} <- read(path),
-         {:ok, recorded} <- in_transaction(instance, &{{:ok, recorded(&1)}, []}),
+         {:ok, recorded} <- Instance.transaction(instance, &{{:ok, recorded(&1)}, []}),
          :ok <- write(path, Enum.reject([recorded, next], &is_nil/1)),
          {:ok, found} <-
-           in_transaction(instance, &change(instance, &1, recorded, remembered, next)),
+           Instance.transaction(instance, &change(instance, &1, recorded, remembered, next)),
          :ok <- write(path, [next]) do
       {:ok, found}
     else
@@ -176,7 +167,7 @@ defmodule Kith.Installation do
         {{:ok, :same}, []}
 
       true ->
-        {{:ok, {:restored, _}}, records} = start_over(instance, repo, now)
+        {_sessions, records} = start_over(instance, repo, now)
         {{:ok, :restored}, records}
     end
   end
@@ -212,6 +203,6 @@ defmodule Kith.Installation do
       {event, %{system_time: System.system_time(), sessions: sessions},
        %{instance: instance.name}}
 
-    {{:ok, {:restored, sessions}}, [record]}
+    {sessions, [record]}
   end
 end

@@ -536,18 +536,8 @@ defmodule Kith.Maintenance do
         {:ok, 0}
 
       {:ok, {1, established_at}} ->
-        {{user, device}, {peer, peer_device}} = {local, peer}
-
-        metadata = %{
-          instance: instance.name,
-          user_id: user,
-          device_id: device,
-          peer_id: peer,
-          peer_device_id: peer_device
-        }
-
         measurements = %{count: 1, age: age(established_at, now)}
-        event([:kith, :sessions, :expire], measurements, metadata)
+        event([:kith, :sessions, :expire], measurements, Telemetry.pair(instance, local, peer))
         {:ok, 1}
 
       {:error, error} ->
@@ -590,7 +580,7 @@ defmodule Kith.Maintenance do
   end
 
   defp log_size(%{options: %{database: path}}) do
-    case File.stat(Path.expand(path) <> "-wal") do
+    case File.stat(path <> "-wal") do
       {:ok, %{size: size}} -> size
       {:error, _} -> 0
     end

@@ -156,16 +156,8 @@ defmodule Kith.MessageArchive do
 
   def answer(_instance, _repo, _to, _envelope, error), do: {{:error, error}, []}
 
-  defp redelivery(instance, {user, device}, %{from: {peer, peer_device}}, error) do
-    metadata = %{
-      instance: instance.name,
-      user_id: user,
-      device_id: device,
-      peer_id: peer,
-      peer_device_id: peer_device,
-      reason: error.reason
-    }
-
+  defp redelivery(instance, to, %{from: from}, error) do
+    metadata = Map.put(Telemetry.pair(instance, to, from), :reason, error.reason)
     {[:kith, :archive, :redelivery], %{system_time: System.system_time(), count: 1}, metadata}
   end
 
@@ -182,8 +174,8 @@ defmodule Kith.MessageArchive do
   defp type(:message), do: 1
   defp type(:prekey), do: 3
 
-  def history(instance, {user, device} = owner, thread, options) do
-    metadata = %{instance: instance.name, user_id: user, device_id: device}
+  def history(instance, owner, thread, options) do
+    metadata = Telemetry.local(instance, owner)
 
     Telemetry.span([:kith, :archive, :history], metadata, fn ->
       result =

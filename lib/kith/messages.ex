@@ -26,7 +26,7 @@ defmodule Kith.Messages do
 
   def encrypt(instance, from, to, plaintext, options) do
     target = MessageArchive.target(instance, from, to, options)
-    metadata = Map.merge(local(instance, from), peer(to))
+    metadata = Telemetry.pair(instance, from, to)
 
     Telemetry.span([:kith, :session, :encrypt], metadata, fn ->
       result = encrypt_one(instance, from, to, plaintext, target)
@@ -63,7 +63,7 @@ defmodule Kith.Messages do
   def encrypt_group(instance, from, members, plaintext, options) do
     target = MessageArchive.target(instance, from, nil, options)
 
-    Telemetry.span([:kith, :group, :encrypt], local(instance, from), fn ->
+    Telemetry.span([:kith, :group, :encrypt], Telemetry.local(instance, from), fn ->
       result = encrypt_each(instance, from, members, plaintext, target)
 
       each =
@@ -320,7 +320,7 @@ defmodule Kith.Messages do
     do: Registration.on_behalf_of(instance, address, device)
 
   defp establishing(instance, from, role, call) do
-    metadata = Map.put(local(instance, from), :role, role)
+    metadata = Map.put(Telemetry.local(instance, from), :role, role)
 
     {result, record} =
       Telemetry.record([:kith, :session, :establish], metadata, call, fn
@@ -408,10 +408,10 @@ defmodule Kith.Messages do
   end
 
   defp envelope(_instance, _from, to, {:error, reason}, _timestamp),
-    do: {:error, Error.new(reason, unreached(to, reason))}
+    do: {:error, Error.new(reason, unreached(to))}
 
-  defp unreached({_, 1}, _reason), do: nil
-  defp unreached({_, device}, _reason), do: "of device #{device}"
+  defp unreached({_, 1}), do: nil
+  defp unreached({_, device}), do: "of device #{device}"
 
   def decrypt(instance, to, given, options) do
     parsed = parse(given)
@@ -419,13 +419,13 @@ defmodule Kith.Messages do
 
     metadata =
       case parsed do
-        {:ok, envelope} -> Map.put(peer(envelope.from), :type, envelope.type)
-        {:error, _} -> %{peer_id: nil, peer_device_id: nil, type: nil}
+        {:ok, envelope} -> Map.put(Telemetry.peer(envelope.from), :type, envelope.type)
+        {:error, _} -> Map.put(Telemetry.peer(nil), :type, nil)
       end
 
     Telemetry.span(
       [:kith, :session, :decrypt],
-      Map.merge(local(instance, to), metadata),
+      Map.merge(Telemetry.local(instance, to), metadata),
       fn ->
         result = with {:ok, envelope} <- parsed, do: open(instance, to, envelope, options)
         plaintext = with {:ok, plaintext} <- result, do: plaintext
@@ -719,10 +719,4 @@ defmodule Kith.Messages do
   end
 
   defp failed?(result), do: match?({:error, _}, result)
-
-  defp local(instance, {user, device}),
-    do: %{instance: instance.name, user_id: user, device_id: device}
-
-  defp peer({user, device}), do: %{peer_id: user, peer_device_id: device}
-  defp peer(user), do: %{peer_id: user, peer_device_id: nil}
 end

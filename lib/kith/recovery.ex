@@ -4,7 +4,6 @@ defmodule Kith.Recovery do
   # Reports are not authenticated, so all they cause is bounded, and nothing is sent to anyone but those it was for.
 
   alias Kith.{
-    Address,
     Envelope,
     Error,
     Instance,
@@ -35,7 +34,7 @@ defmodule Kith.Recovery do
   @doc "What a device does about an envelope that did not open: the envelopes to deliver, a report or nothing."
   def recover(instance, to, %Envelope{} = envelope, %Error{reason: reason} = error) do
     from = envelope.from
-    metadata = metadata(instance, to, from)
+    metadata = Telemetry.pair(instance, to, from)
 
     Telemetry.span([:kith, :session, :recover], metadata, fn ->
       result =
@@ -98,7 +97,7 @@ defmodule Kith.Recovery do
   """
   def resend(instance, to, %Envelope{} = report) do
     from = report.from
-    metadata = metadata(instance, to, from)
+    metadata = Telemetry.pair(instance, to, from)
 
     Telemetry.span([:kith, :session, :resend], metadata, fn ->
       result =
@@ -193,24 +192,11 @@ defmodule Kith.Recovery do
     # The archived sessions are not asked for.
     parts = Sessions.peer(session, peer, %{archive: []})
 
-    with {:error, reason} <-
-           Instance.sealed(instance, :session_info, [account, local, parts, now]),
-         do: {:error, Error.new(reason)}
+    Error.from_native(Instance.sealed(instance, :session_info, [account, local, parts, now]))
   end
 
   defp native(instance, function, arguments),
     do: Error.from_native(Instance.native(instance, function, arguments))
-
-  @spec metadata(Instance.t(), Address.t(), Address.t()) :: map
-  defp metadata(instance, {user, device}, {peer, peer_device}) do
-    %{
-      instance: instance.name,
-      user_id: user,
-      device_id: device,
-      peer_id: peer,
-      peer_device_id: peer_device
-    }
-  end
 
   defp malformed(why), do: {:error, Error.new(:malformed, why)}
 end

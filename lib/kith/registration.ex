@@ -74,7 +74,7 @@ defmodule Kith.Registration do
   defp create(instance, repo, {user, device} = address, given) do
     now = Instance.now(instance)
     account = {user, open_account(instance, repo, user, now)}
-    others = Map.values(others(repo, address))
+    others = others(repo, address)
 
     {keys, record} =
       generating(instance, address, fn ->
@@ -111,7 +111,7 @@ defmodule Kith.Registration do
 
   # Whoever writes to a user writes to each of their devices.
   defp room(%{options: %{max_devices: most}}, others) do
-    if Enum.count(others) < most,
+    if length(others) < most,
       do: :ok,
       else:
         {:error, Error.new(:too_large, "the user has #{most} devices, as :max_devices allows")}
@@ -139,8 +139,7 @@ defmodule Kith.Registration do
   defp others(repo, {user, _} = address) do
     for {{_, device} = other, found} <- Accounts.devices(repo, [user]),
         other != address,
-        into: %{},
-        do: {other, Map.put(found, :device, device)}
+        do: Map.put(found, :device, device)
   end
 
   defp of_one_user(others, public_key) do
@@ -422,8 +421,8 @@ defmodule Kith.Registration do
     Prekeys.insert(repo, address, :kyber_one_time, kyber_prekeys, now)
   end
 
-  defp generating(instance, {user, device}, fun) do
-    metadata = %{instance: instance.name, user_id: user, device_id: device}
+  defp generating(instance, address, fun) do
+    metadata = Telemetry.local(instance, address)
 
     Telemetry.record([:kith, :prekeys, :generate], metadata, fun, fn
       {:ok, %{prekeys: prekeys, kyber_prekeys: kyber_prekeys}} = result ->
@@ -477,7 +476,7 @@ defmodule Kith.Registration do
   end
 
   defp insert_published(instance, repo, address, bundle) do
-    others = Map.values(others(repo, address))
+    others = others(repo, address)
 
     with :ok <- of_one_user(others, bundle.identity_key),
          :ok <- room(instance, others),
@@ -577,8 +576,8 @@ defmodule Kith.Registration do
       addresses
       |> Enum.sort()
       |> Enum.filter(&is_map_key(found, &1))
-      |> Enum.map_reduce([], fn {user, device} = address, records ->
-        metadata = %{instance: instance.name, user_id: user, device_id: device}
+      |> Enum.map_reduce([], fn address, records ->
+        metadata = Telemetry.local(instance, address)
 
         {prekeys, record} =
           Telemetry.record(

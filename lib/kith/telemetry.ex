@@ -107,6 +107,19 @@ defmodule Kith.Telemetry do
   def available?, do: :persistent_term.get(__MODULE__, false)
 
   @doc false
+  # Whose keys do the work, in metadata.
+  def local(%Instance{name: name}, {user, device}),
+    do: %{instance: name, user_id: user, device_id: device}
+
+  @doc false
+  # The other side: a device, or a user with all of them.
+  def peer({user, device}), do: %{peer_id: user, peer_device_id: device}
+  def peer(user), do: %{peer_id: user, peer_device_id: nil}
+
+  @doc false
+  def pair(instance, local, peer), do: Map.merge(local(instance, local), peer(peer))
+
+  @doc false
   # `fun` returns {result, measurements, metadata of :stop}.
   @spec span([atom], map, (() -> {result, map, map})) :: result when result: term
   def span(event, metadata, fun) do

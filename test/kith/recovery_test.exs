@@ -279,31 +279,4 @@ defmodule Kith.RecoveryTest do
     assert Kith.decrypt!(kith, to, envelope) == text
     envelope
   end
-
-  @tables ~w(signal_sessions signal_braids signal_archived_sessions signal_session_entries)
-
-  defp rows_of(kith, user) do
-    for table <- @tables do
-      columns =
-        for [_, name, type | _] <- sql!(kith, "PRAGMA table_info(#{table})"), do: {name, type}
-
-      {table, columns, sql!(kith, "SELECT * FROM #{table} WHERE user_id = $1", [user])}
-    end
-  end
-
-  defp put_back(kith, user, tables) do
-    for {table, columns, rows} <- tables do
-      sql!(kith, "DELETE FROM #{table} WHERE user_id = $1", [user])
-
-      for row <- rows do
-        values = for {value, {_, type}} <- Enum.zip(row, columns), do: param(value, type)
-        places = Enum.map_join(1..length(values), ", ", &"$#{&1}")
-        sql!(kith, "INSERT INTO #{table} VALUES (#{places})", values)
-      end
-    end
-  end
-
-  defp param(nil, _type), do: nil
-  defp param(value, "BLOB"), do: {:blob, value}
-  defp param(value, _type), do: value
 end

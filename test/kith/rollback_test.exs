@@ -11,31 +11,6 @@ defmodule Kith.RollbackTest do
     %{kith: kith}
   end
 
-  defp rows_of(kith, user) do
-    for table <-
-          ~w(signal_sessions signal_braids signal_archived_sessions signal_session_entries),
-        do: {table, sql!(kith, "SELECT * FROM #{table} WHERE user_id = $1", [user])}
-  end
-
-  defp put_back(kith, user, tables) do
-    for {table, rows} <- tables do
-      sql!(kith, "DELETE FROM #{table} WHERE user_id = $1", [user])
-
-      for row <- rows do
-        values =
-          for value <- row,
-              do:
-                if(is_binary(value) and not String.printable?(value),
-                  do: {:blob, value},
-                  else: value
-                )
-
-        list = Enum.map_join(1..length(values), ", ", &"$#{&1}")
-        sql!(kith, "INSERT INTO #{table} VALUES (#{list})", values)
-      end
-    end
-  end
-
   describe "a session that is older than what was sent in it" do
     test "and that a late message makes the current one again sends no more", %{kith: kith} do
       assert send!(kith, "ben", "anna", "a chain that anna knows")

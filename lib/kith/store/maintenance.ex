@@ -18,6 +18,15 @@ defmodule Kith.Store.Maintenance do
 
   @type claim :: %{owner: String.t(), now: integer, until: integer, finished_before: integer}
 
+  # By what the rows of a batch are told apart.
+  @keys %{
+    "signal_base_keys" => "user_id, device_id, base_key",
+    "signal_prekeys" => "user_id, device_id, kind, prekey_id",
+    "signal_recoveries" => "user_id, device_id, peer_id, peer_device_id, kind",
+    "signal_session_entries" =>
+      "user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id"
+  }
+
   # Before all users and devices.
   @start {"", 0}
 
@@ -131,27 +140,23 @@ defmodule Kith.Store.Maintenance do
 
   @doc "Deletes the base keys that belong to a signed prekey."
   def delete_base_keys(repo, {user, device}, signed_prekey_id, limit) do
-    delete(repo, "signal_base_keys", "user_id, device_id, base_key", limit, """
-    user_id = $1 AND device_id = $2 AND signed_prekey_id = $3
-    """).([user, device, signed_prekey_id])
+    where = "user_id = $1 AND device_id = $2 AND signed_prekey_id = $3"
+    delete(repo, "signal_base_keys", limit, where, [user, device, signed_prekey_id])
   end
 
   @doc "Deletes one-time prekeys of a device that were handed out before then, and never used."
   def delete_unused(repo, {user, device}, before, limit) do
-    delete(repo, "signal_prekeys", "user_id, device_id, kind, prekey_id", limit, """
-    user_id = $1 AND device_id = $2 AND kind IN ('one_time', 'kyber_one_time')
-      AND claimed_at < $3 AND used_at IS NULL
-    """).([user, device, before])
+    where =
+      "user_id = $1 AND device_id = $2 AND kind IN ('one_time', 'kyber_one_time') AND claimed_at < $3 AND used_at IS NULL"
+
+    delete(repo, "signal_prekeys", limit, where, [user, device, before])
   end
 
   @doc "Deletes one-time prekeys that were used before then."
   def delete_used(repo, before, limit) do
-    delete(repo, "signal_prekeys", "user_id, device_id, kind, prekey_id", limit, """
-    used_at <= $1
-    """).([before])
+    where = "used_at <= $1"
+    delete(repo, "signal_prekeys", limit, where, [before])
   end
-
-  @entry "user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id"
 
   @doc """
   Deletes keys of skipped messages that were stored before then.
@@ -162,24 +167,20 @@ defmodule Kith.Store.Maintenance do
   def delete_skipped_keys(repo, kind, before, limit) when kind in [:ratchet, :post_quantum] do
     comparison = if kind == :ratchet, do: "=", else: "<>"
 
-    delete(repo, "signal_session_entries", @entry, limit, """
-    created_at <= $1 AND length(entry_group) #{comparison} 33
-    """).([before])
+    where = "created_at <= $1 AND length(entry_group) #{comparison} 33"
+    delete(repo, "signal_session_entries", limit, where, [before])
   end
 
   @doc "Deletes counts of recoveries in a window that began before then."
   def delete_recoveries(repo, before, limit) do
-    delete(
-      repo,
-      "signal_recoveries",
-      "user_id, device_id, peer_id, peer_device_id, kind",
-      limit,
-      "window_started_at <= $1"
-    ).([before])
+    where = "window_started_at <= $1"
+    delete(repo, "signal_recoveries", limit, where, [before])
   end
 
   # MATERIALIZED, or PostgreSQL might find the rows more than once, and others each time.
-  defp delete(repo, table, key, limit, where) do
+  defp delete(repo, table, limit, where, params) do
+    key = @keys[table]
+
     sql = """
     WITH doomed AS MATERIALIZED (
       SELECT #{key} FROM kith.#{table} WHERE #{where} LIMIT #{limit}#{Repo.skip_locked(repo)}
@@ -187,7 +188,7 @@ defmodule Kith.Store.Maintenance do
     DELETE FROM kith.#{table} WHERE (#{key}) IN (SELECT #{key} FROM doomed)
     """
 
-    &Repo.execute(repo, sql, &1)
+    Repo.execute(repo, sql, params)
   end
 
   @doc """

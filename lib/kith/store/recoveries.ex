@@ -32,11 +32,4 @@ defmodule Kith.Store.Recoveries do
     params = [user, device, peer, peer_device, Atom.to_string(kind), now, now - @window, limit]
     limit > 0 and Repo.execute(repo, sql, params) == 1
   end
-
-  @doc "Deletes what is of windows that are over."
-  @spec delete_old(Repo.repo(), integer) :: non_neg_integer
-  def delete_old(repo, now) do
-    sql = "DELETE FROM kith.signal_recoveries WHERE window_started_at <= $1"
-    Repo.execute(repo, sql, [now - @window])
-  end
 end
