@@ -67,6 +67,8 @@ defmodule Kith do
 
     * `:thread` - a string of 1 to 255 bytes of UTF-8 without a zero byte, or `{:direct, user}`. Default: the direct thread
       with the other user, which has no default in a group. No string names a direct thread, whatever is in it.
+    * `:archive` - `false` keeps no copy on this side: for messages people do not read again, and for one that is sent
+      a second time and is in the sender's history already. Default `true`.
     * `:expires_in` - seconds after which this copy disappears, from now on. The other sides decide for theirs. It does not
       outlive the retention of the instance.
 
@@ -116,7 +118,7 @@ defmodule Kith do
   @type thread :: String.t() | {:direct, Address.user()}
 
   @typedoc "What a call says of its copy in the archive."
-  @type option :: {:thread, thread} | {:expires_in, pos_integer}
+  @type option :: {:thread, thread} | {:expires_in, pos_integer} | {:archive, boolean}
 
   @type result(value) :: {:ok, value} | {:error, Error.t()}
 
@@ -193,6 +195,9 @@ defmodule Kith do
       def __kith__(:options), do: Kith.Options.merge(__MODULE__, @kith_options, [])
 
       unquote_splicing(delegates)
+
+      @doc "Calls `Kith.database/1` for this instance."
+      def database, do: Kith.database(__MODULE__)
 
       @doc "Calls `Kith.requires_encryption?/1`."
       defdelegate requires_encryption?(kind), to: Kith
@@ -716,6 +721,36 @@ defmodule Kith do
   def restored(name), do: Installation.restored(Instance.fetch!(name))
 
   @doc """
+  Returns the embedded database of an instance, for tables of the application beside those of Kith.
+
+      database = MyApp.Kith.database()
+
+      Kith.SQLite.transaction(database, fn ->
+        for envelope <- MyApp.Kith.encrypt!("anna", "ben", "dinner at seven?") do
+          body = {:blob, Kith.Envelope.to_binary(envelope)}
+          {:ok, _} = Kith.SQLite.query(database, "INSERT INTO outgoing (body) VALUES ($1)", [body])
+        end
+      end)
+
+  A transaction of the application on it is joined by the calls of Kith inside: its message and the state of the session
+  are durable together or not at all. Names that begin with `signal_` are Kith's. The handle outlives a restart of the
+  instance.
+
+  Raises `ArgumentError` for an instance with `:repo`, whose database is the repository.
+  """
+  @spec database(name) :: Kith.SQLite.t()
+  def database(name) do
+    case Instance.fetch!(name).repo do
+      %Kith.SQLite{} = database ->
+        database
+
+      _ ->
+        raise ArgumentError,
+              "expected an instance with an embedded database: this one has :repo, which is its database"
+    end
+  end
+
+  @doc """
   Tells whether messages of a kind of conversation must be encrypted.
 
   `:direct`, `:group` and `:family` must, pairwise. For notes to `:self` it is the application's choice:
@@ -761,9 +796,13 @@ defmodule Kith do
 
   # A wrong value is not printed: it may be a message in the wrong place.
   defp copy_options!(options) do
-    options = options!(options, [:thread, :expires_in])
+    options = options!(options, [:thread, :expires_in, :archive])
     {thread, expires_in} = {options[:thread], options[:expires_in]}
     if thread != nil, do: thread!(thread)
+
+    if not is_boolean(Keyword.get(options, :archive, true)),
+      do: raise(ArgumentError, "expected :archive to be a boolean")
+
     max = Options.max_seconds()
 
     if not (expires_in == nil or (is_integer(expires_in) and expires_in in 1..max)),

@@ -3,7 +3,7 @@ defmodule KithTest do
   use Kith.Test.Stores
   doctest Kith, only: [requires_encryption?: 1]
 
-  alias Kith.{Envelope, Error}
+  alias Kith.{Envelope, Error, SQLite}
 
   describe "register/3" do
     test "gives a user an identity, a signed prekey, a Kyber prekey of last resort and one-time prekeys" do
@@ -366,6 +366,52 @@ defmodule KithTest do
 
       assert dump(kith) == before
       assert Kith.decrypt!(kith, "anna", envelope) == "x"
+    end
+  end
+
+  describe "database/1" do
+    @describetag store: :sqlite
+
+    test "has room for the application, whose transaction is joined" do
+      kith = start_kith!()
+      register!(kith, ["anna", "ben"])
+      database = Kith.database(kith)
+      :ok = SQLite.execute(database, "CREATE TABLE outgoing (body BLOB)")
+
+      send = fn text ->
+        [envelope] = Kith.encrypt!(kith, "anna", "ben", text)
+        body = Kith.Envelope.to_binary(envelope)
+
+        {:ok, _} =
+          SQLite.query(database, "INSERT INTO outgoing (body) VALUES ($1)", [{:blob, body}])
+
+        body
+      end
+
+      before = dump(kith)
+
+      assert SQLite.transaction(database, fn -> SQLite.rollback(database, send.("lost")) end)
+             |> elem(0) == :error
+
+      assert dump(kith) == before
+      assert {:ok, %{rows: []}} = SQLite.query(database, "SELECT body FROM outgoing")
+
+      {:ok, body} = SQLite.transaction(database, fn -> send.("kept") end)
+      assert {:ok, %{rows: [[^body]]}} = SQLite.query(database, "SELECT body FROM outgoing")
+      assert Kith.decrypt!(kith, "ben", body) == "kept"
+    end
+
+    test "is the repository where there is one" do
+      defmodule Elsewhere do
+        def query(_, _, _), do: {:error, %RuntimeError{}}
+        def transaction(_, _), do: {:error, :rollback}
+      end
+
+      name = make_ref()
+      repo = Kith.Store.Repo.new(Elsewhere)
+      instance = %Kith.Instance{name: name, repo: repo, vault: nil, options: nil}
+      {:ok, _} = Kith.Instance.register(instance)
+      assert_raise ArgumentError, ~r/which is its database/, fn -> Kith.database(name) end
     end
   end
 

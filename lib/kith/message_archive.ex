@@ -38,8 +38,10 @@ defmodule Kith.MessageArchive do
   @spec target(Instance.t(), Address.t(), nil | Address.given(), keyword) :: target
   def target(%{options: %{archive: false}}, _from, _to, _options), do: nil
 
-  def target(_instance, from, to, options),
-    do: {thread_id(options[:thread], from, to), options[:expires_in]}
+  def target(_instance, from, to, options) do
+    if Keyword.get(options, :archive, true),
+      do: {thread_id(options[:thread], from, to), options[:expires_in]}
+  end
 
   defp thread_id(nil, _from, nil) do
     raise ArgumentError,

@@ -176,6 +176,27 @@ defmodule Kith.MessageArchiveTest do
       assert Kith.decrypt!(kith, "ben", envelope) == "hello"
     end
 
+    test "is not made on the side that says so, and on the other as ever", %{kith: kith} do
+      [envelope] = Kith.encrypt!(kith, "anna", "ben", "once more", archive: false)
+      assert Kith.decrypt!(kith, "ben", envelope) == "once more"
+      assert texts(kith, "anna", {:direct, "ben"}) == []
+      assert texts(kith, "ben", {:direct, "anna"}) == ["once more"]
+
+      # Without a copy there is no thread to name.
+      results = Kith.encrypt_group!(kith, "anna", ["ben", "cleo"], "typing", archive: false)
+
+      for {to, {:ok, envelope}} <- results do
+        assert Kith.decrypt!(kith, to, envelope, archive: false) == "typing"
+        assert reason(Kith.decrypt(kith, to, envelope)) == :duplicate
+      end
+
+      assert texts(kith, "ben", {:direct, "anna"}) == ["once more"]
+
+      assert_raise ArgumentError, "expected :archive to be a boolean", fn ->
+        Kith.encrypt(kith, "anna", "ben", "hello", archive: :no)
+      end
+    end
+
     test "is not made by a call that fails", %{kith: kith} do
       converse!(kith, "anna", "ben")
       envelope = envelope!(kith, "anna", "ben", "hello")
