@@ -593,6 +593,7 @@ defmodule Kith do
 
   `:identity` says what the device makes of the other's key: it is the one `:remembered`; the key has
   `:changed`, and the number is that of the new one, which `trust/4` would accept; or the other is `:unknown` to it.
+  `:verified` says whether people have compared the number of the remembered one, as `trust/4` was told.
 
   Errors: `:not_registered`, `:corrupted_state`.
   """
@@ -600,7 +601,8 @@ defmodule Kith do
           result(%{
             digits: String.t(),
             scannable: binary,
-            identity: :remembered | :changed | :unknown
+            identity: :remembered | :changed | :unknown,
+            verified: boolean
           })
   def safety_number(name, address, other),
     do:

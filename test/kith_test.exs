@@ -864,7 +864,10 @@ defmodule KithTest do
 
     test "is refused in both directions until it is trusted", %{kith: kith, old: old} do
       assert %{identity: :remembered} = old
-      assert %{identity: :changed, digits: digits} = Kith.safety_number!(kith, "anna", "ben")
+
+      assert %{identity: :changed, verified: false, digits: digits} =
+               Kith.safety_number!(kith, "anna", "ben")
+
       assert digits != old.digits
       assert digits == Kith.safety_number!(kith, "ben", "anna").digits
       assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :untrusted_identity
@@ -872,6 +875,9 @@ defmodule KithTest do
       assert reason(Kith.decrypt(kith, "anna", envelope)) == :untrusted_identity
 
       assert Kith.trust!(kith, "anna", "ben", verified: true) == :trusted
+      # Before there is a session in which it could be asked for.
+      assert %{identity: :remembered, verified: true} = Kith.safety_number!(kith, "anna", "ben")
+      refute Kith.safety_number!(kith, "ben", "anna").verified
       assert Kith.decrypt!(kith, "anna", envelope) == "it is me"
       assert Kith.session_info!(kith, "anna", "ben").verified
       assert send!(kith, "anna", "ben", "welcome back") == "welcome back"

@@ -11,10 +11,11 @@ defmodule Kith.Peers do
 
       with {:ok, key} <- public_key(repo, a),
            {:ok, other_key} <- public_key(repo, b),
-           {:ok, identity} <- identity(instance, repo, a, b, other_key),
+           {:ok, {identity, verified}} <- identity(instance, repo, a, b, other_key),
            {:ok, {digits, scannable}} <-
              native(instance, :safety_number, [user, key, other, other_key]) do
-        {{:ok, %{digits: digits, scannable: scannable, identity: identity}}, []}
+        number = %{digits: digits, scannable: scannable, identity: identity, verified: verified}
+        {{:ok, number}, []}
       else
         error -> {error, []}
       end
@@ -46,16 +47,18 @@ defmodule Kith.Peers do
     Enum.min_by(registered, &{&1 not in met, &1}, fn -> {user, 1} end)
   end
 
-  # What a device makes of the key another has here. One whose private keys are elsewhere remembers nothing here.
+  # What a device makes of the key another has here, and whether people have compared it. One whose private keys are
+  # elsewhere remembers nothing here.
   defp identity(instance, repo, {user, _} = a, b, key) do
     with %{data_key: data_key, identity: own} when data_key != nil and own != nil <-
            Accounts.device(repo, a),
          %{identity: sealed} when sealed != nil <- Sessions.fetch(repo, a, b),
-         {:ok, {remembered, _version}} <- remembered(instance, {user, data_key}, a, b, sealed) do
-      {:ok, if(remembered == key, do: :remembered, else: :changed)}
+         {:ok, {remembered, verified, _version}} <-
+           sealed(instance, :identity_open, [{user, data_key}, a, b, sealed]) do
+      {:ok, if(remembered == key, do: {:remembered, verified}, else: {:changed, false})}
     else
       {:error, error} -> {:error, error}
-      _nothing_remembered -> {:ok, :unknown}
+      _nothing_remembered -> {:ok, {:unknown, false}}
     end
   end
 
