@@ -15,6 +15,8 @@ defmodule Kith.MixProject do
       test_ignore_filters: [~r"^test/ecto/"],
       start_permanent: Mix.env() == :prod,
       compilers: [:kith_nif] ++ Mix.compilers(),
+      # .ci/newest has libraries without debug information, whose protocols cannot be consolidated.
+      consolidate_protocols: System.get_env("KITH_CONSOLIDATE_PROTOCOLS") != "0",
       description: "Signal-grade message encryption for Elixir and Phoenix",
       deps: deps(),
       package: package(),
@@ -23,8 +25,12 @@ defmodule Kith.MixProject do
   end
 
   def application do
-    [mod: {Kith.Application, []}, extra_applications: [:logger, :crypto, telemetry: :optional]]
+    [mod: {Kith.Application, []}, extra_applications: [:logger, :crypto] ++ optional()]
   end
+
+  # Named, or Elixir 1.15 and newer take them off the code path where Mix has no dependencies.
+  defp optional,
+    do: [telemetry: :optional, telemetry_metrics: :optional, phoenix_live_dashboard: :optional]
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]
   defp elixirc_paths(_env), do: ["lib"]
@@ -40,6 +46,8 @@ defmodule Kith.MixProject do
   defp hex_deps do
     [
       {:telemetry, "~> 1.0", optional: true},
+      {:telemetry_metrics, "~> 0.6 or ~> 1.0", optional: true},
+      {:phoenix_live_dashboard, "~> 0.8", optional: true},
       {:ecto_sql, "~> 3.10", optional: true},
       {:postgrex, "~> 0.17", optional: true},
       {:ex_doc, "~> 0.34", only: :dev, runtime: false}
