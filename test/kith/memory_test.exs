@@ -71,6 +71,7 @@ defmodule Kith.MemoryTest do
     assert send!(kith, "anna", "ben", "well kept") == "well kept"
   end
 
+  @tag :capture_log
   test "is restored when somebody says so" do
     kith = start_in_memory!()
     converse!(kith, "anna", "ben")
