@@ -92,6 +92,9 @@ defmodule Kith.Testing do
   @typedoc "In which order `deliver_all/3` delivers: positions count from 0."
   @type order :: :in_order | :reversed | {:seed, integer} | [non_neg_integer]
 
+  @typedoc "What `corrupt/2` changes. An integer is a position in the body."
+  @type place :: :mac | :text | :counter | :version | :frame | integer
+
   @typedoc "What `backup/1` returned."
   @opaque backup :: {__MODULE__, :backup, pos_integer}
 
@@ -510,7 +513,7 @@ defmodule Kith.Testing do
   A place changes in the same way every time. Notes to oneself and reports have no other places than `:mac`, which is
   their last byte, and integers: a changed note is `:corrupted_state`, and reports are not authenticated.
   """
-  @spec corrupt(given | [given], at: Damage.place()) :: given | [given]
+  @spec corrupt(given | [given], at: place) :: given | [given]
   def corrupt(envelope, options \\ [])
 
   def corrupt(envelopes, options) when is_list(envelopes),

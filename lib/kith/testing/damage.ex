@@ -7,10 +7,8 @@ defmodule Kith.Testing.Damage do
   # Further than any session goes on.
   @far_ahead 50_000_000
 
-  @type place :: :mac | :text | :counter | :version | :frame | integer
-
   @doc "The body of a message of a type, changed at a place, or :error where it has no such place."
-  @spec body(atom, binary, place) :: {:ok, binary} | :error
+  @spec body(atom, binary, Kith.Testing.place()) :: {:ok, binary} | :error
   def body(_type, body, at) when is_integer(at) do
     position = if at < 0, do: byte_size(body) + at, else: at
     if position in 0..(byte_size(body) - 1)//1, do: {:ok, flip(body, position)}, else: :error
