@@ -7,7 +7,7 @@ export LC_ALL := C.UTF-8
 # Where .ci/setup puts a newer Node than the system's.
 export PATH := $(CURDIR)/.ci/node/node_modules/current/bin:$(PATH)
 
-.PHONY: help demo test interop crash nodes bench lint fuzz
+.PHONY: help demo test interop crash nodes bench lint docs fuzz
 
 help:
 	@echo 'make demo    a family of six talks, loses its connection, restarts and catches up'
@@ -28,6 +28,7 @@ help:
 	@echo '             SEED=number      other operations'
 	@echo 'make bench   the benchmarks; writes docs/benchmarks.md'
 	@echo 'make lint    formats and lints'
+	@echo 'make docs    the documentation as HTML in doc/, and whether anything in it refers to what is not there'
 	@echo 'make fuzz    fuzzes a parser or the whole decrypt path; installs cargo-fuzz'
 	@echo '             TARGET=name      one of native/kith_protocol/fuzz/fuzz_targets; all in turn without'
 	@echo '             SECONDS=number   for each target; 60 without'
@@ -68,6 +69,10 @@ lint:
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	mix format --check-formatted
 	mix compile --force --warnings-as-errors
+
+docs:
+	@.ci/setup build
+	@.ci/docs
 
 fuzz:
 	@.ci/fuzz '$(or $(SECONDS),60)' $(TARGET)

@@ -98,6 +98,7 @@ defmodule Kith do
     Doctor,
     Envelope,
     Error,
+    Health,
     Installation,
     Instance,
     Maintenance,
@@ -150,6 +151,8 @@ defmodule Kith do
     resend: [:to, :report],
     doctor: [],
     doctor: [:to, :envelope],
+    health: [],
+    health: [:options],
     history: [:address, :thread],
     history: [:address, :thread, :options],
     shred: [:thread],
@@ -523,6 +526,40 @@ defmodule Kith do
   end
 
   @doc """
+  Asks whether the two things every call needs do their work.
+
+      {:ok, %{store: :ok, vault: :ok}} = MyApp.Kith.health()
+
+  `:store` is whether the database answers a small transaction on Kith's tables within `:timeout`, waiting for a connection
+  included. `:vault` is whether a data key that is made now opens, and the one of an account, if there is an account: one
+  of them, `doctor/1` looks at all. Each is `:ok` or a reason of `Kith.Error`: `:storage` for a database that fails or
+  does not answer in time, `:key_not_found` or `:corrupted_state` for a data key that does not open with the keys in
+  `:keys`. `:store_latency` and `:vault_latency` are how long it took, in native units.
+
+  What is wrong is in the answer, not an error. Nothing is written. The event `[:kith, :health, :check]` says the same, and
+  `Kith.Monitor` asks by itself every half minute.
+
+    * `:timeout` - milliseconds, 1 to 60,000. Default 5,000.
+
+  Raises inside a transaction, for which the question would wait. Errors: none.
+  """
+  @spec health(name, timeout: 1..60_000) ::
+          result(%{
+            store: :ok | Error.reason(),
+            store_latency: non_neg_integer,
+            vault: :ok | Error.reason(),
+            vault_latency: non_neg_integer
+          })
+  def health(name, options \\ []) do
+    timeout = Keyword.validate!(options, timeout: 5_000)[:timeout]
+
+    if timeout not in 1..60_000,
+      do: raise(ArgumentError, "expected :timeout to be an integer from 1 to 60000")
+
+    Health.check(Instance.fetch!(name), timeout)
+  end
+
+  @doc """
   Returns a page of what a device has sent and received in a thread, of what the archive keeps.
 
       {:ok, page} = MyApp.Kith.history("anna", {:direct, "ben"})
@@ -773,13 +810,12 @@ defmodule Kith do
     arguments = Enum.map([:name | arguments], &Macro.var(&1, __MODULE__))
 
     @doc "Same as `#{function}/#{length(arguments)}`, but returns the value or raises `Kith.Error`."
-    def unquote(:"#{function}!")(unquote_splicing(arguments)) do
-      case unquote(function)(unquote_splicing(arguments)) do
-        {:ok, value} -> value
-        {:error, error} -> raise error
-      end
-    end
+    def unquote(:"#{function}!")(unquote_splicing(arguments)),
+      do: value!(unquote(function)(unquote_splicing(arguments)))
   end
+
+  defp value!({:ok, value}), do: value
+  defp value!({:error, error}), do: raise(error)
 
   # As Keyword.validate!/2, which prints all that it was given.
   defp options!(options, known) do

@@ -199,9 +199,14 @@ defmodule Kith.Doctor do
          {:ok, accounts} <- accounts(instance),
          {:ok, sessions} <- sessions(instance),
          {:ok, stock} <- stock(instance) do
-      {:ok, [tables(version), keys(accounts), sessions | stock]}
+      {:ok, [tables(version), keys(accounts), sessions | stock] ++ place(instance.options)}
     end
   end
+
+  defp place(%{database: :memory, repo: nil}),
+    do: [{:database, :warning, "it is in memory: all of it is lost when the instance ends"}]
+
+  defp place(_options), do: []
 
   defp tables(version) do
     wanted = Migration.current_version()

@@ -133,6 +133,9 @@ defmodule Kith.Installation do
     Repo.execute(repo, sql, [mark, now])
   end
 
+  # A database in memory is never another one: it ends with those who could have written from it.
+  defp check_file(%{options: %{database: :memory}}), do: {:ok, :new}
+
   # SQLite. The file names the mark of before and the next one while the database changes from one to the other.
   defp check_file(%{options: %{database: database}} = instance) do
     path = database <> ".mark"

@@ -75,6 +75,25 @@ defmodule Kith.Instance do
     end
   end
 
+  @doc """
+  Microseconds since 1970, so that what one device does comes one after the other.
+
+  The clock of a test may stand still: what comes at one moment then is counted, up to a thousand.
+  """
+  @spec position(t) :: pos_integer
+  def position(%__MODULE__{options: %{clock: nil}}), do: System.system_time(:microsecond)
+
+  def position(%__MODULE__{stamps: stamps} = instance) do
+    moment = now(instance) * 1_000
+    last = :atomics.get(stamps, 2)
+    position = if last in moment..(moment + 998)//1, do: last + 1, else: moment
+
+    case :atomics.compare_exchange(stamps, 2, last, position) do
+      :ok -> position
+      _another -> position(instance)
+    end
+  end
+
   @doc "Calls a native function and reports a panic."
   @spec native(t, atom, [term]) :: term
   def native(instance, function, arguments),

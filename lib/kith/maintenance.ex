@@ -579,6 +579,9 @@ defmodule Kith.Maintenance do
     end
   end
 
+  # In memory there is no log, and deleted rows are overwritten at once.
+  defp log_size(%{options: %{database: :memory}}), do: 0
+
   defp log_size(%{options: %{database: path}}) do
     case File.stat(path <> "-wal") do
       {:ok, %{size: size}} -> size

@@ -107,7 +107,7 @@ defmodule Kith.MessageArchive do
   def put(_instance, _repo, _owner, nil, _row, _content, _position), do: :ok
 
   def put(instance, repo, owner, {thread, expires_in}, row, content, position) do
-    position = position || position(instance)
+    position = position || Instance.position(instance)
 
     expires_at =
       expires_at(instance.options.archive[:retention], expires_in, div(position, 1_000))
@@ -412,8 +412,4 @@ defmodule Kith.MessageArchive do
       {:error, reason} -> raise Error.new(reason)
     end
   end
-
-  # Microseconds, so that what one device does comes one after the other.
-  defp position(%{options: %{clock: nil}}), do: System.system_time(:microsecond)
-  defp position(instance), do: Instance.now(instance) * 1_000
 end

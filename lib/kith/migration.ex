@@ -59,12 +59,15 @@ defmodule Kith.Migration do
     Enum.map(first ++ Enum.concat(steps), &Repo.qualify(&1, repo.prefix))
   end
 
+  @typedoc "An embedded database, or a repository on PostgreSQL; Kith itself also gives the latter with its schema."
+  @type database :: Kith.SQLite.t() | module | struct
+
   @doc """
   The version a database has, 0 for none.
 
   Takes `:prefix`, as `sql/1` does. Nothing is written.
   """
-  @spec migrated_version(Repo.repo() | module, keyword) ::
+  @spec migrated_version(database, keyword) ::
           {:ok, non_neg_integer} | {:error, Error.t()}
   def migrated_version(repo, options \\ []) do
     repo = repo(repo, options)
@@ -77,7 +80,7 @@ defmodule Kith.Migration do
   Takes `:prefix`, as `sql/1` does, and `:to`, default the current version. A database that is already there, or
   further, is left as it is.
   """
-  @spec run(Repo.repo() | module, keyword) :: :ok | {:error, Error.t()}
+  @spec run(database, keyword) :: :ok | {:error, Error.t()}
   def run(repo, options \\ []) do
     options = Keyword.validate!(options, prefix: nil, to: @current)
     to = version!(options[:to])
@@ -95,7 +98,7 @@ defmodule Kith.Migration do
   `revert(MyApp.Repo, version: 1)` removes all tables of Kith with what is in them. `message_encryption`, which is the
   application's, stays. Takes `:prefix`, as `sql/1` does.
   """
-  @spec revert(Repo.repo() | module, keyword) :: :ok | {:error, Error.t()}
+  @spec revert(database, keyword) :: :ok | {:error, Error.t()}
   def revert(repo, options) do
     options = Keyword.validate!(options, [:version, prefix: nil])
     below = version!(options[:version], 1)

@@ -23,7 +23,8 @@ defmodule Kith.Options do
   ## Where the rows are
 
     * `:database` - the path of the embedded SQLite database, created when missing. Default `"kith.db"` in
-      the working directory.
+      the working directory. `:memory` is a database without a file: all keys, sessions and messages are lost with
+      the instance, and with the process that owns the database should it be started anew. For tests and to try things.
     * `:repo` - instead of `:database`, an Ecto repository on PostgreSQL, or any module with `query/3` and
       `transaction/2` of the same shape.
     * `:prefix` - with `:repo`, the schema of PostgreSQL the tables are in. Default: the one the connection finds
@@ -90,6 +91,8 @@ defmodule Kith.Options do
   ## Other
 
     * `:name` - any term. `Kith` by default; a module that says `use Kith` is its own name.
+    * `:clock` - for tests: a function without arguments that returns the time in milliseconds since 1970. All periods
+      above are measured with it; see `Kith.Testing.Clock`. Default: the time of the system.
   """
 
   alias Kith.Validation
@@ -122,7 +125,6 @@ defmodule Kith.Options do
             signed_prekey_grace_period: 2_592_000,
             skipped_key_lifetime: 2_592_000,
             unacknowledged_session_lifetime: 2_592_000,
-            # For tests: the time in milliseconds.
             clock: nil
 
   @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
@@ -130,7 +132,7 @@ defmodule Kith.Options do
   @type t :: %__MODULE__{
           name: term,
           keys: keyword,
-          database: Path.t(),
+          database: Path.t() | :memory,
           repo: nil | module,
           prefix: nil | String.t(),
           synchronous: :full | :normal,
@@ -152,7 +154,7 @@ defmodule Kith.Options do
           signed_prekey_grace_period: non_neg_integer,
           skipped_key_lifetime: non_neg_integer,
           unacknowledged_session_lifetime: non_neg_integer,
-          clock: nil | (() -> integer)
+          clock: nil | (() -> pos_integer)
         }
 
   @doc """
@@ -242,7 +244,7 @@ defmodule Kith.Options do
     [
       name: :any,
       keys: {:custom, &keys/1},
-      database: :text,
+      database: {:custom, &database/1},
       repo: {:module, [query: 3, transaction: 2]},
       prefix: {:custom, &Kith.Store.Repo.prefix/1},
       synchronous: {:one_of, [:full, :normal]},
@@ -264,9 +266,26 @@ defmodule Kith.Options do
       signed_prekey_grace_period: {:integer, 0..31_536_000},
       skipped_key_lifetime: {:integer, 0..31_536_000},
       unacknowledged_session_lifetime: {:integer, 0..31_536_000},
-      clock: :any
+      clock: {:custom, &clock/1}
     ]
   end
+
+  defp database(:memory), do: :ok
+
+  defp database(path) do
+    if is_binary(path) and path != "" and String.valid?(path),
+      do: :ok,
+      else:
+        {:error,
+         "expected :database to be a string that is not empty or :memory, got: #{inspect(path)}"}
+  end
+
+  defp clock(clock) when clock == nil or is_function(clock, 0), do: :ok
+
+  defp clock(other),
+    do:
+      {:error,
+       "expected :clock to be a function without arguments that returns milliseconds, got: #{inspect(other)}"}
 
   defp archive(archive) when is_boolean(archive), do: :ok
   defp archive([]), do: :ok

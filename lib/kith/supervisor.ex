@@ -10,12 +10,15 @@ defmodule Kith.Supervisor do
     options = Options.new!(given)
     vault = open_vault!(options)
     # The keys themselves are in the vault now.
-    options = %{options | keys: :in_vault, database: Path.expand(options.database)}
+    options = %{options | keys: :in_vault, database: place(options.database)}
 
     Supervisor.start_link(__MODULE__, {options, vault},
       name: {:via, Registry, {Kith.Registry, {__MODULE__, options.name}}}
     )
   end
+
+  defp place(:memory), do: :memory
+  defp place(path), do: Path.expand(path)
 
   @impl true
   def init({%Options{repo: nil} = options, vault}) do

@@ -4,7 +4,6 @@ defmodule Kith.Validation do
 
   @type type ::
           :any
-          | :text
           | {:integer, Range.t()}
           | {:one_of, [term]}
           | {:module, keyword(arity)}
@@ -33,12 +32,6 @@ defmodule Kith.Validation do
   end
 
   defp type(:any, _key, _value), do: :ok
-
-  defp type(:text, key, value) do
-    if is_binary(value) and value != "" and String.valid?(value),
-      do: :ok,
-      else: expected(key, "a string that is not empty", value)
-  end
 
   defp type({:integer, first..last//_}, key, value) do
     if is_integer(value) and value in first..last,

@@ -38,9 +38,12 @@ defmodule Kith.OptionsTest do
 
     test "says what was expected and what it got" do
       for {option, value, message} <- [
-            {:database, "", ~s(expected :database to be a string that is not empty, got: "")},
-            {:database, :memory,
-             "expected :database to be a string that is not empty, got: :memory"},
+            {:database, "",
+             ~s(expected :database to be a string that is not empty or :memory, got: "")},
+            {:database, :disk,
+             "expected :database to be a string that is not empty or :memory, got: :disk"},
+            {:clock, 7,
+             "expected :clock to be a function without arguments that returns milliseconds, got: 7"},
             {:synchronous, :off, "expected :synchronous to be one of :full, :normal, got: :off"},
             {:minimum_version, 2, "expected :minimum_version to be one of 3, 4, got: 2"},
             {:one_time_kyber_prekeys, -1,

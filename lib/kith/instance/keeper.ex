@@ -13,7 +13,7 @@ defmodule Kith.Instance.Keeper do
       repo: repo,
       vault: vault,
       options: options,
-      stamps: :atomics.new(1, signed: false)
+      stamps: :atomics.new(2, signed: false)
     }
 
     # So that terminate/2 is called.

@@ -55,6 +55,13 @@ defmodule Mix.Tasks.Kith.Doctor do
       nil ->
         # A start would make one.
         path = module.__kith__(:options)[:database] || %Kith.Options{}.database
+
+        if path == :memory,
+          do:
+            Mix.raise(
+              "the database of #{inspect(module)} is in the memory of the process that runs it: call #{inspect(module)}.doctor/0 there"
+            )
+
         if not File.exists?(path), do: Mix.raise("there is no database #{path}")
 
       repo ->

@@ -51,6 +51,15 @@ defmodule Mix.Tasks.Kith.DoctorTest do
     refute output =~ "secret"
   end
 
+  test "cannot look at a database in the memory of another process" do
+    Application.put_env(:kith, Untouched, defaults(database: :memory))
+    on_exit(fn -> Application.delete_env(:kith, Untouched) end)
+
+    assert_raise Mix.Error, ~r/in the memory of the process that runs it/, fn ->
+      Doctor.run([inspect(Untouched)])
+    end
+  end
+
   test "starts an instance that is not running, and says why it cannot" do
     options = defaults()
     Application.put_env(:kith, Untouched, options)
