@@ -1,0 +1,4 @@
+[
+  import_deps: [],
+  inputs: ["*.exs", "{config,lib,test}/**/*.{ex,exs}"]
+]
