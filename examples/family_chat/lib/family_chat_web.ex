@@ -12,7 +12,7 @@ defmodule FamilyChatWeb do
 
   def controller do
     quote do
-      use Phoenix.Controller, formats: [:html], put_default_views: false
+      use Phoenix.Controller, formats: [], layouts: []
       import Plug.Conn
       unquote(verified_routes())
     end
