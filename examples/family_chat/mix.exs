@@ -61,9 +61,19 @@ defmodule FamilyChat.MixProject do
     ]
 
   defp aliases do
-    [
-      setup: ["deps.get", "compile", "kith.gen.key --file priv/kith.key"],
-      test: ["test"]
-    ]
+    [setup: ["deps.get", "compile", &key/1, &database/1]]
+  end
+
+  # What opens everything: made once, and never again.
+  defp key(_arguments) do
+    if not File.exists?("priv/kith.key"),
+      do: Mix.Task.run("kith.gen.key", ["--file", "priv/kith.key"])
+  end
+
+  defp database(_arguments) do
+    if System.get_env("FAMILY_CHAT_DATABASE") == "postgres" do
+      Mix.Task.run("ecto.create")
+      Mix.Task.run("ecto.migrate")
+    end
   end
 end
