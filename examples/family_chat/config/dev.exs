@@ -11,6 +11,7 @@ if config_env() == :dev and System.get_env("FAMILY_CHAT_DATABASE") == "postgres"
     username: "postgres",
     password: "postgres",
     hostname: "localhost",
+    port: String.to_integer(System.get_env("PGPORT", "5432")),
     database: "family_chat_dev",
     pool_size: 10
 end
