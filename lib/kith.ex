@@ -729,6 +729,18 @@ defmodule Kith do
   @doc """
   Returns what can be told of a session without its secrets, as a map.
 
+    * `:identity_key` - the remembered identity key of the peer; `:verified` whether it was compared, see `trust/4`; and
+      `:highest_version`, the highest version of the protocol seen of them.
+    * `:generation` - how often the row of the session was written.
+    * `:current` - the session that is used to send, `:archived` a list of those that only open what is on its way:
+      * `:session_id`, `:version`, and the `:registration_id` the peer has named;
+      * `:acknowledged` - whether the peer was heard in it; `:usable` whether it may send: one that is older than 30
+        days and was never answered may not;
+      * `:sending` - the chain that makes the keys of sent messages, and `:receiving`, those that open received ones, the
+        newest last. Each has the public `:ratchet_key` that names it, the `:index` of its next message, and how many
+        keys of `:skipped` messages are kept;
+      * `:braid` - the post-quantum ratchet: the `:epoch` it works on and its `:state`; `nil` in version 3.
+
   Errors: `:session_not_found`, `:not_registered`, `:key_not_found`, `:corrupted_state`.
   """
   @spec session_info(name, Address.given(), Address.given()) :: result(map)
