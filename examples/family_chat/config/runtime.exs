@@ -7,7 +7,8 @@ key =
     else: {:file, System.get_env("KITH_KEY_FILE", Path.expand("../priv/kith.key", __DIR__))}
 
 # The name of a key stands beside what it wraps, and never changes its meaning.
-config :family_chat, FamilyChat.Kith, keys: [current: {System.get_env("KITH_KEY_NAME", "family"), key}]
+config :family_chat, FamilyChat.Kith,
+  keys: [current: {System.get_env("KITH_KEY_NAME", "family"), key}]
 
 if Application.get_env(:family_chat, :database) == :sqlite or
      System.get_env("FAMILY_CHAT_DATABASE", "sqlite") == "sqlite" do

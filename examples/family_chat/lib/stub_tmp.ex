@@ -3,6 +3,7 @@ defmodule Kith.Password do
   def verify(p, h), do: {:ok, elem(hash(p), 1) == h}
   def dummy_verify, do: false
 end
+
 defmodule Kith.Monitor do
   def child_spec(_), do: %{id: __MODULE__, start: {__MODULE__, :start_link, []}}
   def start_link, do: :ignore

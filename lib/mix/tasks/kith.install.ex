@@ -11,8 +11,8 @@ defmodule Mix.Tasks.Kith.Install do
   It writes
 
     * `lib/my_app/kith.ex`, the module the application calls;
-    * to `config/config.exs`, where the rows are, and to `config/runtime.exs`, where the key is. A file that
-      names the module already is left as it is;
+    * to `config/config.exs`, where the rows are, and to `config/runtime.exs`, where the key is. Where there is a
+      `config/test.exs`, tests get a key of their own there. A file that names the module already is left as it is;
     * the migration, as `mix kith.gen.migration` does,
 
   and says what is left to do. Run again, it writes what is missing and nothing else.
@@ -47,6 +47,7 @@ defmodule Mix.Tasks.Kith.Install do
     write_module(app, module)
     write_config(app, module, repo, options[:prefix])
     write_runtime(app, module)
+    write_test(app, module, repo)
     if repo, do: Gen.Migration.write(repo, options[:prefix])
     left_to_do(module, repo)
   end
@@ -102,11 +103,32 @@ defmodule Mix.Tasks.Kith.Install do
   defp write_runtime(app, module) do
     id = Calendar.strftime(Date.utc_today(), "%Y-%m")
 
+    line =
+      ~s|config #{inspect(app)}, #{inspect(module)}, keys: [current: {"#{id}", {:env, "KITH_KEY"}}]|
+
+    lines = if test?(), do: "if config_env() != :test do\n  #{line}\nend", else: line
+
     append("config/runtime.exs", module, """
 
     # The key that opens what Kith keeps, as mix kith.gen.key makes it.
-    config #{inspect(app)}, #{inspect(module)}, keys: [current: {"#{id}", {:env, "KITH_KEY"}}]
+    #{lines}
     """)
+  end
+
+  defp test?, do: File.exists?("config/test.exs")
+
+  defp write_test(app, module, repo) do
+    database = if repo, do: "", else: "\n  database: :memory,"
+
+    if test?() do
+      append("config/test.exs", module, """
+
+      # What tests encrypt is nobody's secret.
+      config #{inspect(app)}, #{inspect(module)},#{database}
+        keys: [current: {"test", {:key, String.duplicate("k", 32)}}],
+        maintenance_interval: :off
+      """)
+    end
   end
 
   defp append(path, module, lines) do

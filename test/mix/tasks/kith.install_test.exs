@@ -192,6 +192,37 @@ defmodule Mix.Tasks.Kith.InstallTest do
       assert File.read!("config/config.exs") =~ "database:"
     end
 
+    test "gives tests a key of their own, and asks for none in their environment" do
+      for {arguments, database} <- [{[], []}, {["--sqlite"], [database: :memory]}] do
+        with_repo()
+        File.rm_rf!("config")
+        File.mkdir_p!("config")
+        File.write!("config/config.exs", ~S|import Config
+import_config "#{config_env()}.exs"
+|)
+        File.write!("config/test.exs", "import Config\n")
+        File.write!("config/prod.exs", "import Config\n")
+        Install.run(arguments)
+
+        assert [] = Config.Reader.read!("config/runtime.exs", env: :test)
+
+        assert [my_app: [{MyApp.Kith, [keys: [current: {_, {:env, "KITH_KEY"}}]]}]] =
+                 Config.Reader.read!("config/runtime.exs", env: :prod)
+
+        options = Config.Reader.read!("config/config.exs", env: :test)[:my_app][MyApp.Kith]
+        assert Keyword.take(options, [:database]) == database
+        assert options[:maintenance_interval] == :off
+
+        assert {:ok, _} = options |> Keyword.replace(:repo, Kith.Test.Repo) |> Kith.Options.new()
+
+        refute Config.Reader.read!("config/config.exs", env: :prod)[:my_app][MyApp.Kith][:keys]
+
+        for {_path, text} <- files(),
+            text =~ "MyApp.Kith",
+            do: assert(text == IO.iodata_to_binary([Code.format_string!(text), "\n"]))
+      end
+    end
+
     test "again changes nothing" do
       with_repo()
       Install.run([])

@@ -60,7 +60,6 @@ defmodule FamilyChatWeb.Router do
 
     live_dashboard("/dashboard",
       metrics: FamilyChatWeb.Telemetry,
-
       on_mount: [{FamilyChatWeb.UserAuth, :require_admin}]
     )
   end

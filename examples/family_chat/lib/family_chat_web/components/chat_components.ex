@@ -156,8 +156,11 @@ defmodule FamilyChatWeb.ChatComponents do
   defp unopened("untrusted_identity", name),
     do: "A message is held back: the identity of #{name} has changed."
 
-  defp unopened("damaged", _name), do: "This message is damaged in the database and cannot be shown."
-  defp unopened("unknown", _name), do: "This message is of a kind that this version does not know."
+  defp unopened("damaged", _name),
+    do: "This message is damaged in the database and cannot be shown."
+
+  defp unopened("unknown", _name),
+    do: "This message is of a kind that this version does not know."
 
   defp unopened(_reason, name),
     do: "This message could not be decrypted. #{name} is asked to send it again."
@@ -187,7 +190,8 @@ defmodule FamilyChatWeb.ChatComponents do
 
   # The browser knows the time zone.
   def time(assigns) do
-    assigns = assign(assigns, :iso, DateTime.to_iso8601(DateTime.from_unix!(assigns.at, :millisecond)))
+    assigns =
+      assign(assigns, :iso, DateTime.to_iso8601(DateTime.from_unix!(assigns.at, :millisecond)))
 
     ~H"""
     <time datetime={@iso}><%= String.slice(@iso, 11, 5) %></time>
@@ -475,7 +479,8 @@ defmodule FamilyChatWeb.ChatComponents do
   defp path("send"), do: "M3 3 22 12 3 21l3-8 8-1-8-1z"
 
   defp path("clock"),
-    do: "M12 3a9 9 0 1 1 0 18 9 9 0 0 1 0-18zm0 2a7 7 0 1 0 0 14 7 7 0 0 0 0-14zm1 2v5l3 3-1.500 1.500L11 13V7z"
+    do:
+      "M12 3a9 9 0 1 1 0 18 9 9 0 0 1 0-18zm0 2a7 7 0 1 0 0 14 7 7 0 0 0 0-14zm1 2v5l3 3-1.500 1.500L11 13V7z"
 
   defp path("gear"),
     do:

@@ -37,7 +37,13 @@ defmodule FamilyChatWeb.SessionController do
 
   # A password is not sent back.
   defp page(conn, template, params, errors) do
-    params = for {key, value} <- params, key in ~w(name display_name), is_binary(value), into: %{}, do: {key, value}
+    params =
+      for {key, value} <- params,
+          key in ~w(name display_name),
+          is_binary(value),
+          into: %{},
+          do: {key, value}
+
     invitation? = Application.get_env(:family_chat, :invitation) != nil
 
     conn

@@ -102,7 +102,14 @@ defmodule FamilyChatWeb.ChatLive do
     Phoenix.PubSub.unsubscribe(@pubsub, "conversation:" <> conversation.id)
 
     socket
-    |> assign(conversation: nil, people: %{}, before: nil, changed: [], verified: false, typing: %{})
+    |> assign(
+      conversation: nil,
+      people: %{},
+      before: nil,
+      changed: [],
+      verified: false,
+      typing: %{}
+    )
     |> stream(:items, [], reset: true)
   end
 
@@ -126,8 +133,11 @@ defmodule FamilyChatWeb.ChatLive do
 
   defp show_safety(socket, other) do
     case Chat.safety(socket.assigns.user, other) do
-      {:ok, safety} -> assign(socket, safety: Map.put(safety, :user, socket.assigns.people[other]))
-      {:error, _} -> assign(socket, safety: nil)
+      {:ok, safety} ->
+        assign(socket, safety: Map.put(safety, :user, socket.assigns.people[other]))
+
+      {:error, _} ->
+        assign(socket, safety: nil)
     end
   end
 
@@ -221,14 +231,17 @@ defmodule FamilyChatWeb.ChatLive do
     {:noreply, socket}
   end
 
-  def handle_event("earlier", _params, %{assigns: %{conversation: %{id: id}, before: before}} = socket)
+  def handle_event(
+        "earlier",
+        _params,
+        %{assigns: %{conversation: %{id: id}, before: before}} = socket
+      )
       when before != nil do
     case Chat.timeline(socket.assigns.user, id, before) do
       {:ok, {items, before}} ->
         Enum.each(items, &expire_later/1)
 
-        {:noreply,
-         socket |> assign(before: before) |> stream(:items, Enum.reverse(items), at: 0)}
+        {:noreply, socket |> assign(before: before) |> stream(:items, Enum.reverse(items), at: 0)}
 
       {:error, _} ->
         {:noreply, socket}
@@ -254,14 +267,22 @@ defmodule FamilyChatWeb.ChatLive do
     end
   end
 
-  def handle_event("add_member", %{"user" => contact}, %{assigns: %{conversation: %{id: id}}} = socket) do
+  def handle_event(
+        "add_member",
+        %{"user" => contact},
+        %{assigns: %{conversation: %{id: id}}} = socket
+      ) do
     case Conversations.add_member(socket.assigns.user, id, contact) do
       :ok -> {:noreply, refresh_conversations(socket)}
       {:error, problem} -> {:noreply, assign(socket, problem: problem)}
     end
   end
 
-  def handle_event("set_timer", %{"timer" => timer}, %{assigns: %{conversation: %{id: id}}} = socket) do
+  def handle_event(
+        "set_timer",
+        %{"timer" => timer},
+        %{assigns: %{conversation: %{id: id}}} = socket
+      ) do
     timer = Enum.find(Conversations.timers(), &(to_string(&1) == timer))
     Conversations.set_timer(socket.assigns.user, id, timer)
     {:noreply, refresh_conversations(socket)}
@@ -298,7 +319,9 @@ defmodule FamilyChatWeb.ChatLive do
   defp after_accepting(socket),
     do: socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()
 
-  defp show_again(%{assigns: %{live_action: :safety}} = socket, other), do: show_safety(socket, other)
+  defp show_again(%{assigns: %{live_action: :safety}} = socket, other),
+    do: show_safety(socket, other)
+
   defp show_again(socket, _other), do: socket
 
   defp current?(%{assigns: %{conversation: %{id: id}}}, id), do: true
@@ -339,7 +362,8 @@ defmodule FamilyChatWeb.ChatLive do
   end
 
   def handle_info({:identity_changed, _user_id}, socket),
-    do: {:noreply, socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()}
+    do:
+      {:noreply, socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()}
 
   def handle_info(:flush, socket) do
     Chat.flush(socket.assigns.user)
@@ -347,7 +371,9 @@ defmodule FamilyChatWeb.ChatLive do
   end
 
   def handle_info({:typing, user_id}, socket) do
-    with timer when timer != nil <- socket.assigns.typing[user_id], do: Process.cancel_timer(timer)
+    with timer when timer != nil <- socket.assigns.typing[user_id],
+         do: Process.cancel_timer(timer)
+
     timer = Process.send_after(self(), {:typing_over, user_id}, @typing)
     {:noreply, assign(socket, typing: Map.put(socket.assigns.typing, user_id, timer))}
   end
