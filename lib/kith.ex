@@ -156,6 +156,7 @@ defmodule Kith do
     history: [:address, :thread],
     history: [:address, :thread, :options],
     shred: [:thread],
+    identity: [:address, :other],
     safety_number: [:address, :other],
     safety_number_matches: [:address, :other, :scanned],
     trust: [:address, :peer],
@@ -621,6 +622,17 @@ defmodule Kith do
 
     MessageArchive.shred(Instance.fetch!(name), thread)
   end
+
+  @doc """
+  Says what a device makes of the identity of another, as `safety_number/3` does, without the number: for lists of people:
+  it does without the thousands of hashes a number takes.
+
+  Errors: `:not_registered`, `:corrupted_state`.
+  """
+  @spec identity(name, Address.given(), Address.given()) ::
+          result(%{identity: :remembered | :changed | :unknown, verified: boolean})
+  def identity(name, address, other),
+    do: Peers.identity(Instance.fetch!(name), Address.new!(address), Address.recipient!(other))
 
   @doc """
   Returns the number two people compare, aloud or by scanning, to know that nobody sits between them.

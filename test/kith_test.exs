@@ -864,6 +864,8 @@ defmodule KithTest do
 
     test "is refused in both directions until it is trusted", %{kith: kith, old: old} do
       assert %{identity: :remembered} = old
+      assert Kith.identity!(kith, "anna", "ben") == %{identity: :changed, verified: false}
+      assert Kith.identity!(kith, "ben", "anna") == %{identity: :unknown, verified: false}
 
       assert %{identity: :changed, verified: false, digits: digits} =
                Kith.safety_number!(kith, "anna", "ben")
@@ -877,6 +879,7 @@ defmodule KithTest do
       assert Kith.trust!(kith, "anna", "ben", verified: true) == :trusted
       # Before there is a session in which it could be asked for.
       assert %{identity: :remembered, verified: true} = Kith.safety_number!(kith, "anna", "ben")
+      assert Kith.identity!(kith, "anna", "ben") == %{identity: :remembered, verified: true}
       refute Kith.safety_number!(kith, "ben", "anna").verified
       assert Kith.decrypt!(kith, "anna", envelope) == "it is me"
       assert Kith.session_info!(kith, "anna", "ben").verified
@@ -1119,6 +1122,9 @@ defmodule KithTest do
 
       assert reason(Kith.safety_number_matches(kith, "anna", "ben", "junk")) == :malformed
       assert reason(Kith.safety_number(kith, "anna", "nobody")) == :not_registered
+      assert Kith.identity!(kith, "anna", "cleo") == %{identity: :unknown, verified: false}
+      assert reason(Kith.identity(kith, "anna", "nobody")) == :not_registered
+      assert reason(Kith.identity(kith, "nobody", "anna")) == :not_registered
     end
   end
 

@@ -22,6 +22,20 @@ defmodule Kith.Peers do
     end)
   end
 
+  def identity(instance, a, other) do
+    Instance.transaction(instance, fn repo ->
+      b = one_device(repo, a, other)
+
+      with {:ok, _own} <- public_key(repo, a),
+           {:ok, key} <- public_key(repo, b),
+           {:ok, {identity, verified}} <- identity(instance, repo, a, b, key) do
+        {{:ok, %{identity: identity, verified: verified}}, []}
+      else
+        error -> {error, []}
+      end
+    end)
+  end
+
   def safety_number_matches(instance, {user, _} = a, other, scanned) do
     Instance.transaction(instance, fn repo ->
       {other, _} = b = one_device(repo, a, other)

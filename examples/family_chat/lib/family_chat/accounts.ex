@@ -86,10 +86,14 @@ defmodule FamilyChat.Accounts do
         if inserted == 0, do: SQL.rollback(%{name: "this name is taken"})
 
         # In this transaction: there is no account without keys, and no keys without an account.
-        FamilyChat.Kith.register!(id)
+        register(id)
         {:ok, %User{id: id, name: name, display_name: display_name, admin: admin == 1}}
       end)
     end
+  end
+
+  defp register(id) do
+    with {:error, error} <- FamilyChat.Kith.register(id), do: SQL.rollback(error)
   end
 
   defp hash(password) do
@@ -197,6 +201,10 @@ defmodule FamilyChat.Accounts do
 
   defp hashed(token), do: SQL.bytes(:crypto.hash(:sha256, token))
 
+  @doc "Forgets sessions whose time is over."
+  def sweep,
+    do: SQL.run("DELETE FROM user_tokens WHERE inserted_at < $1", [SQL.now() - @session_lifetime])
+
   @doc "People by their ids, as a map."
   def users([]), do: %{}
 
@@ -216,8 +224,8 @@ defmodule FamilyChat.Accounts do
   """
   def renew_keys(%User{id: id}) do
     SQL.transaction(fn ->
-      FamilyChat.Kith.unregister!(id)
-      FamilyChat.Kith.register!(id)
+      with {:error, error} <- FamilyChat.Kith.unregister(id), do: SQL.rollback(error)
+      register(id)
       Conversations.identity_changed(id)
       :ok
     end)

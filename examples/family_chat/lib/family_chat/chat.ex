@@ -132,7 +132,7 @@ defmodule FamilyChat.Chat do
 
   # The state of this session was damaged: the next message starts a new one. That is this message.
   defp served(user, member, id, payload, {:error, %{reason: :corrupted_state}}) do
-    case FamilyChat.Kith.encrypt(user.id, {member, 1}, payload, archive: false) do
+    case encrypt_again(user, member, payload) do
       {:ok, [envelope]} -> {:ok, envelope}
       {:error, error} -> put_off(id, member, error.reason)
     end
@@ -141,12 +141,19 @@ defmodule FamilyChat.Chat do
   defp served(_user, member, id, _payload, {:error, error}),
     do: put_off(id, member, error.reason)
 
-  # It is sent when what stands in its way is gone: see flush/1.
+  # The sender's archive has it already.
+  defp encrypt_again(user, member, payload) do
+    user.id
+    |> FamilyChat.Kith.encrypt({member, 1}, payload, archive: false)
+    |> SQL.settled!()
+  end
+
+  # It is sent when what stands in its way is gone: see flush/1. The attempts of before count.
   defp put_off(id, member, reason) do
     SQL.run(
       """
       INSERT INTO undelivered (message_id, user_id, reason, attempts) VALUES ($1, $2, $3, 0)
-      ON CONFLICT (message_id, user_id) DO UPDATE SET reason = excluded.reason, attempts = undelivered.attempts + 1
+      ON CONFLICT (message_id, user_id) DO UPDATE SET reason = excluded.reason
       """,
       [id, member, to_string(reason)]
     )
@@ -161,18 +168,18 @@ defmodule FamilyChat.Chat do
   """
   def flush(user) do
     sql = """
-    SELECT u.message_id, u.user_id, m.conversation_id, m.timer FROM undelivered u JOIN messages m ON m.id = u.message_id
-    WHERE m.sender_id = $1 AND u.attempts < $2 ORDER BY m.sent_at
+    SELECT u.message_id, u.user_id, u.attempts, m.conversation_id, m.timer
+    FROM undelivered u JOIN messages m ON m.id = u.message_id
+    WHERE m.sender_id = $1 AND u.attempts < $2 AND u.reason <> 'sent' ORDER BY m.sent_at
     """
 
     SQL.rows(sql, [user.id, @max_attempts])
     |> Enum.reject(fn [_, member | _] -> changed?(user, member) end)
-    |> Enum.map(fn [id, member, conversation_id, timer] ->
+    |> Enum.map(fn [id, member, attempts, conversation_id, timer] ->
       with {:ok, text} <- find_sent(user, conversation_id, id),
+           payload = Payload.encode(id, text, timer),
            {:ok, put} <-
-             SQL.transaction(fn ->
-               send_again(user, member, id, Payload.encode(id, text, timer))
-             end) do
+             SQL.transaction(fn -> send_again(user, member, id, attempts, payload) end) do
         Mailbox.deliver([put])
         1
       else
@@ -182,10 +189,21 @@ defmodule FamilyChat.Chat do
     |> Enum.sum()
   end
 
-  defp send_again(user, member, id, payload) do
-    case FamilyChat.Kith.encrypt(user.id, {member, 1}, payload, archive: false) do
+  defp send_again(user, member, id, attempts, payload) do
+    # Of several pages of the user one does it.
+    claimed =
+      SQL.run(
+        """
+        UPDATE undelivered SET attempts = attempts + 1, reason = 'sent'
+        WHERE message_id = $1 AND user_id = $2 AND attempts = $3 AND reason <> 'sent'
+        """,
+        [id, member, attempts]
+      )
+
+    if claimed == 0, do: SQL.rollback(:taken)
+
+    case encrypt_again(user, member, payload) do
       {:ok, [envelope]} ->
-        SQL.run("DELETE FROM undelivered WHERE message_id = $1 AND user_id = $2", [id, member])
         {:ok, Mailbox.put(envelope, id)}
 
       {:error, error} ->
@@ -253,7 +271,7 @@ defmodule FamilyChat.Chat do
   end
 
   defp drop(row) do
-    Mailbox.opened(%{row | message_id: nil})
+    Mailbox.delete(row.id)
     :nothing
   end
 
@@ -273,7 +291,7 @@ defmodule FamilyChat.Chat do
   defp decrypt(user, row, envelope) do
     options = [thread: row.conversation_id, expires_in: row.timer]
 
-    with {:ok, plaintext} <- FamilyChat.Kith.decrypt(user.id, envelope, options) do
+    with {:ok, plaintext} <- SQL.settled!(FamilyChat.Kith.decrypt(user.id, envelope, options)) do
       expires_at = row.timer && SQL.now() + row.timer * 1_000
       Mailbox.opened(row)
 
@@ -364,7 +382,8 @@ defmodule FamilyChat.Chat do
     with %Kith.Envelope{} <- envelope,
          {:ok, [_ | _] = put} <-
            SQL.transaction(fn ->
-             with {:ok, reports} <- FamilyChat.Kith.recover(user.id, envelope, error),
+             with {:ok, reports} <-
+                    SQL.settled!(FamilyChat.Kith.recover(user.id, envelope, error)),
                   do: {:ok, Enum.map(reports, &Mailbox.put(&1, nil))}
            end) do
       Mailbox.deliver(put)
@@ -382,15 +401,17 @@ defmodule FamilyChat.Chat do
          {:ok, put} <- SQL.transaction(fn -> resend(user, row, envelope) end) do
       Mailbox.deliver(put)
     else
-      _ -> Mailbox.opened(%{row | message_id: nil})
+      # The machinery failed: the report stays, and is answered when the user comes again.
+      {:error, %{reason: reason}} when reason in [:stale, :storage, :panic] -> :ok
+      _ -> Mailbox.delete(row.id)
     end
 
     :nothing
   end
 
   defp resend(user, row, envelope) do
-    result = FamilyChat.Kith.resend(user.id, envelope)
-    Mailbox.opened(%{row | message_id: nil})
+    result = SQL.settled!(FamilyChat.Kith.resend(user.id, envelope))
+    Mailbox.delete(row.id)
 
     case result do
       {:ok, %{timestamp: timestamp, envelopes: envelopes}} ->
@@ -518,7 +539,11 @@ defmodule FamilyChat.Chat do
   @doc "How a message of this user was encrypted, for each recipient."
   def encryption(user, message_id) do
     sql = "SELECT 1 FROM messages WHERE id = $1 AND sender_id = $2"
-    if SQL.rows(sql, [message_id, user.id]) == [], do: [], else: Mailbox.encryption(message_id)
+
+    with {:ok, id} <- Payload.id(message_id),
+         [_] <- SQL.rows(sql, [id, user.id]),
+         do: Mailbox.encryption(id),
+         else: (_ -> [])
   end
 
   ## Identities
@@ -531,9 +556,12 @@ defmodule FamilyChat.Chat do
         do: member
   end
 
-  defp changed?(user, other) do
-    match?({:ok, %{identity: :changed}}, FamilyChat.Kith.safety_number(user.id, other))
-  end
+  defp changed?(user, other),
+    do: match?({:ok, %{identity: :changed}}, FamilyChat.Kith.identity(user.id, other))
+
+  @doc "Whether the number of these two was compared."
+  def verified?(user, other),
+    do: match?({:ok, %{verified: true}}, FamilyChat.Kith.identity(user.id, other.id))
 
   @doc "The number two people compare, whether they have, and whether it has changed."
   def safety(user, other_id), do: FamilyChat.Kith.safety_number(user.id, other_id)
@@ -556,6 +584,15 @@ defmodule FamilyChat.Chat do
   @doc "Accepts the identity another user has now, and sends and opens what waited for it."
   def accept(user, other_id, verified?) do
     with {:ok, _} <- FamilyChat.Kith.trust(user.id, other_id, verified: verified?) do
+      # What failed for want of it starts to count anew.
+      SQL.run(
+        """
+        UPDATE undelivered SET attempts = 0
+        WHERE user_id = $1 AND message_id IN (SELECT id FROM messages WHERE sender_id = $2)
+        """,
+        [other_id, user.id]
+      )
+
       Enum.each(Mailbox.held(user.id, other_id), &open(user, &1))
       flush(user)
       :ok
@@ -571,18 +608,14 @@ defmodule FamilyChat.Chat do
     gone = """
     SELECT m.id FROM messages m WHERE m.expires_at < $1
       AND NOT EXISTS (SELECT 1 FROM envelopes e WHERE e.message_id = m.id AND e.state <> 'opened')
-      AND NOT EXISTS (SELECT 1 FROM undelivered u WHERE u.message_id = m.id)
+      AND NOT EXISTS (SELECT 1 FROM undelivered u WHERE u.message_id = m.id AND u.reason <> 'sent')
     LIMIT 1000
     """
 
     for [id] <- SQL.rows(gone, [now]) do
       SQL.transaction(fn ->
-        SQL.run(
-          "DELETE FROM message_encryption WHERE message_id IN (SELECT id FROM envelopes WHERE message_id = $1)",
-          [id]
-        )
-
-        SQL.run("DELETE FROM envelopes WHERE message_id = $1", [id])
+        Mailbox.delete_all(id)
+        SQL.run("DELETE FROM undelivered WHERE message_id = $1", [id])
         SQL.run("DELETE FROM messages WHERE id = $1", [id])
       end)
     end

@@ -149,7 +149,8 @@ defmodule FamilyChat.Conversations do
 
   @doc "One of them, if the user is a member."
   def fetch(user, id) do
-    case is_binary(id) and load(user, "AND c.id = $2", [id]) do
+    # It comes out of an address.
+    case is_binary(id) and id =~ ~r/\A[\w-]{22}\z/ and load(user, "AND c.id = $2", [id]) do
       [conversation] -> {:ok, conversation}
       _ -> {:error, :not_found}
     end

@@ -127,16 +127,25 @@ defmodule FamilyChat.Mailbox do
     ArgumentError -> :error
   end
 
-  @doc "An envelope was opened: what others still had of the same message for this user is done with, too."
-  def opened(%{message_id: nil, id: id}), do: SQL.run("DELETE FROM envelopes WHERE id = $1", [id])
+  @doc "Takes an envelope out of the mailbox."
+  def delete(id), do: delete_where("id = $1", [id])
 
-  def opened(row) do
+  @doc "All envelopes of a message."
+  def delete_all(message_id), do: delete_where("message_id = $1", [message_id])
+
+  defp delete_where(condition, params) do
     SQL.run(
-      """
-      DELETE FROM envelopes WHERE message_id = $1 AND recipient_id = $2 AND id <> $3
-      """,
-      [row.message_id, row.recipient_id, row.id]
+      "DELETE FROM message_encryption WHERE message_id IN (SELECT id FROM envelopes WHERE #{condition})",
+      params
     )
+
+    SQL.run("DELETE FROM envelopes WHERE #{condition}", params)
+  end
+
+  @doc "An envelope was opened: others of the same message for this user are done with, too."
+  def opened(row) do
+    others = "message_id = $1 AND recipient_id = $2 AND id <> $3"
+    delete_where(others, [row.message_id, row.recipient_id, row.id])
 
     SQL.run(
       "UPDATE envelopes SET state = 'opened', reason = NULL, body = $2 WHERE id = $1",
@@ -167,24 +176,19 @@ defmodule FamilyChat.Mailbox do
   def progress([]), do: %{}
 
   def progress(message_ids) do
+    places = SQL.places(message_ids)
+
+    # Somebody may be in both: what did not open is sent again.
     sql = """
-    SELECT message_id, COUNT(*), SUM(CASE WHEN state = 'opened' THEN 1 ELSE 0 END)
-    FROM envelopes WHERE message_id IN (#{SQL.places(message_ids)}) GROUP BY message_id
+    SELECT message_id, COUNT(DISTINCT member), COUNT(DISTINCT opened) FROM (
+      SELECT message_id, recipient_id AS member, CASE WHEN state = 'opened' THEN recipient_id END AS opened
+      FROM envelopes WHERE message_id IN (#{places})
+      UNION ALL
+      SELECT message_id, user_id, NULL FROM undelivered WHERE message_id IN (#{places})
+    ) AS recipients GROUP BY message_id
     """
 
-    open =
-      for [id, served, opened] <- SQL.rows(sql, message_ids),
-          into: %{},
-          do: {id, {served, opened}}
-
-    sql = """
-    SELECT message_id, COUNT(*) FROM undelivered
-    WHERE message_id IN (#{SQL.places(message_ids)}) GROUP BY message_id
-    """
-
-    Enum.reduce(SQL.rows(sql, message_ids), open, fn [id, missing], open ->
-      Map.update(open, id, {missing, 0}, fn {served, opened} -> {served + missing, opened} end)
-    end)
+    for [id, served, opened] <- SQL.rows(sql, message_ids), into: %{}, do: {id, {served, opened}}
   end
 
   @doc "What is known of the encryption of a message, for its sender: a line for each recipient."

@@ -32,6 +32,17 @@ defmodule FamilyChat.SQL do
     end
   end
 
+  @doc """
+  What Kith answered inside a transaction, if it can go on.
+
+  After these errors it cannot: the database has undone part of it, or all of it has to be done again.
+  """
+  def settled!({:error, %Kith.Error{reason: reason} = error})
+      when reason in [:stale, :storage, :panic],
+      do: rollback(error)
+
+  def settled!(result), do: result
+
   @doc "Undoes the transaction."
   def rollback(reason), do: Repo.rollback(reason)
 

@@ -18,6 +18,7 @@ defmodule FamilyChat.Sweeper do
   def handle_info(:sweep, state) do
     try do
       FamilyChat.Chat.sweep()
+      FamilyChat.Accounts.sweep()
     rescue
       # The database is away: next time.
       error -> Logger.warning("nothing was swept: #{inspect(error.__struct__)}")

@@ -146,7 +146,7 @@ defmodule FamilyChatWeb.ChatLive do
   defp look_at_identities(%{assigns: %{conversation: conversation, user: user}} = socket) do
     verified =
       case {conversation.kind, Enum.reject(conversation.members, &(&1.id == user.id))} do
-        {"direct", [other]} -> match?({:ok, %{verified: true}}, Chat.safety(user, other.id))
+        {"direct", [other]} -> Chat.verified?(user, other)
         _ -> false
       end
 
@@ -205,8 +205,7 @@ defmodule FamilyChatWeb.ChatLive do
     case Chat.send(socket.assigns.user, id, message_id, text) do
       {:ok, item} ->
         socket = if current?(socket, id), do: insert(socket, item), else: socket
-        socket = socket |> look_at_identities() |> refresh_conversations()
-        {:reply, %{ok: true}, socket}
+        {:reply, %{ok: true}, refresh_conversations(socket)}
 
       # The answer to the first time was lost.
       {:error, :sent_before} ->
