@@ -75,7 +75,7 @@ defmodule Kith.Monitor do
 
   ## What it costs
 
-  Counting is some additions to arrays of integers, in the process that encrypts or decrypts, without waiting for
+  Counting is some additions to an array of integers, in the process that encrypts or decrypts, without waiting for
   another; the guide has the figure. The memory of a monitor is about half a megabyte for any number of users and messages,
   and is in no process. Durations are kept in buckets that are at most 1/32 as wide as what is in them: a percentile is within
   1.6 % or a microsecond of a duration that was measured. The longest is exact.
@@ -338,7 +338,8 @@ defmodule Kith.Monitor do
       receive do: ({:DOWN, ^ref, :process, ^process, _} -> detach(process))
     end)
 
-    :telemetry.attach_many({__MODULE__, process}, Counts.events(), &Counts.handle/4, counts)
+    config = Counts.config(counts)
+    :telemetry.attach_many({__MODULE__, process}, Counts.events(), &Counts.handle/4, config)
   catch
     _kind, _reason -> {:error, :telemetry_not_started}
   end

@@ -60,7 +60,7 @@ defmodule Kith.Test.MonitorEvents do
 
   def event(counts, name, measurements, metadata \\ %{}) do
     metadata = Map.put(metadata, :instance, counts.instance)
-    Counts.handle([:kith | name], measurements, metadata, counts)
+    Counts.handle([:kith | name], measurements, metadata, Counts.config(counts))
     counts
   end
 end

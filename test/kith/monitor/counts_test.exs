@@ -237,33 +237,28 @@ defmodule Kith.Monitor.CountsTest do
   test "events of another instance, and events with anything missing, count nothing and do not raise",
        %{counts: counts} do
     measurements = %{duration: 1, count: 1, failed: 0}
+    config = Counts.config(counts)
 
     for event <- Counts.events(), metadata <- [%{instance: :other}, %{instance: :family}, %{}] do
-      assert :ok = Counts.handle(event, %{}, metadata, counts)
+      assert :ok = Counts.handle(event, %{}, metadata, config)
 
       if metadata != %{instance: :family},
-        do: assert(:ok = Counts.handle(event, measurements, metadata, counts))
+        do: assert(:ok = Counts.handle(event, measurements, metadata, config))
     end
 
-    assert :ok = Counts.handle([:kith, :not, :known], measurements, %{instance: :family}, counts)
+    assert :ok = Counts.handle([:kith, :not, :known], measurements, %{instance: :family}, config)
     for {_, count} <- Counts.read(counts).counts, do: assert(count.total in [0, 1])
     assert Counts.read(counts).counts.panics.total == 0
     for {_, %{total: total}} <- Counts.read(counts).operations, do: assert(total.count == 0)
   end
 
   test "no count takes room that grows with what is counted", %{counts: counts} do
-    size = fn ->
-      Enum.sum(
-        for page <- [counts.total | Tuple.to_list(counts.pages)], do: :counters.info(page).memory
-      )
-    end
-
-    before = size.()
+    before = Counts.memory(counts)
 
     for index <- 1..5_000,
         do: operation(counts, :encrypt, index * 1_000_003, Enum.random(Kith.Error.reasons()))
 
-    assert size.() == before
+    assert Counts.memory(counts) == before
     assert before < 500_000
   end
 end
