@@ -5,6 +5,9 @@ defmodule Kith.Telemetry do
   This page is a contract: events and keys are added, never renamed or taken away. `:telemetry` is
   optional; without it nothing is emitted and nothing else changes.
 
+  Whoever does not want to handle them has `metrics/1` for LiveDashboard and the reporters of `telemetry_metrics`,
+  `Kith.Monitor` for percentiles, alerts and Prometheus, and `attach_logger/1` for a log.
+
   | event | measurements | metadata |
   | --- | --- | --- |
   | `[:kith, :session, :encrypt, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id` |
@@ -48,6 +51,9 @@ defmodule Kith.Telemetry do
   | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
+  | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
+  | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
+  | `[:kith, :alert, :cleared]` | `system_time`, `duration` | `instance`, `rule`, `severity` |
 
   ## Measurements
 
@@ -69,6 +75,10 @@ defmodule Kith.Telemetry do
   messages, counts of recoveries, and expired messages of the archive. `:expire` is one session, put away `age` seconds after it
   was made. `size` is the bytes of the write-ahead log before the checkpoint.
 
+  `store` and `vault` of a `:check`, which is `Kith.health/2`, are 1 where it is well and 0 where not; `store_duration` and
+  `vault_duration` are how long each took, `duration` both. The `duration` of an alert of `Kith.Monitor` that is `:cleared`
+  is how long it fired.
+
   ## Metadata
 
   `instance` is the name of the instance. `user_id` and `device_id` say whose keys did the work (in a claim:
@@ -80,7 +90,8 @@ defmodule Kith.Telemetry do
   next message starts a new session. `function` is the name of the native function. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
-  checkpoint that gave way to a reader: the log is emptied later. There is
+  checkpoint that gave way to a reader: the log is emptied later. `store_reason` and `vault_reason` are what is wrong with each,
+  `nil` where nothing is. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.
@@ -93,6 +104,63 @@ defmodule Kith.Telemetry do
   """
 
   alias Kith.{Error, Instance}
+  alias Kith.Telemetry.{Log, Metrics}
+
+  @doc """
+  Returns what is worth watching, as a list of metrics for the reporters of the package `telemetry_metrics`.
+
+      # lib/my_app_web/telemetry.ex, which Phoenix's generator makes
+      def metrics, do: Kith.Telemetry.metrics() ++ [...]
+
+    * `:durations` - `:summary` (default), for LiveDashboard, whose reporter has percentiles of its own; or `:distribution`, for
+      exporters of Prometheus.
+    * `:buckets` - with `:distribution`, the bounds in milliseconds. Default: 15 from 0.25 to 10,000.
+    * `:instance` - only that instance. Default: all.
+
+  Durations are milliseconds. The tags are among `instance`, `result`, `reason`, `type`, `role` and `task`: a user or a device
+  is never one, as each would be a series of its own, and somebody's name.
+
+  Raises `ArgumentError` for other options, and where `telemetry_metrics` is not there.
+  """
+  @spec metrics(keyword) :: [struct]
+  def metrics(options \\ []), do: Metrics.list(options)
+
+  @doc """
+  Logs the events somebody may want to read, a line each.
+
+      # in start/2 of the application, before its children are started
+      Kith.Telemetry.attach_logger()
+
+  | level | what |
+  | --- | --- |
+  | error | a panic of the engine; an operation that failed with `:storage` or raised; a database that does not answer, or data keys that do not open, when asked by `Kith.health/2` |
+  | warning | a security event: `decrypt` answered `:tampered` or `:untrusted_identity`; `:corrupted_state`; a call of `encrypt` or `decrypt` slower than `:slow`; a session begun without a one-time prekey, as there was none |
+  | info | a message reported or sent again after it did not open, a session put away unanswered, a second delivery answered out of the archive |
+  | debug | each call of `encrypt`, `encrypt_group` and `decrypt`, and each session that is begun |
+
+  What Kith logs by itself is not logged a second time: a database that was restored, what fails in maintenance, and the alerts
+  of `Kith.Monitor`.
+
+    * `:instance` - only that instance. Default: all.
+    * `:level` - the lowest level that is logged, `:error`, `:warning`, `:info` or `:debug`; events below it cost nothing.
+      Default `:info`.
+    * `:slow` - milliseconds. Default 100.
+    * `:user_ids` - whether lines say whose keys did the work and for whom. Default `false`: a log is read by more people than the
+      database, is kept longer and often elsewhere, and who writes to whom is what its users would not want in it.
+
+  Returns `{:error, :already_exists}` where it is attached already, for this `:instance` or for all. Raises
+  `ArgumentError` for other options, and where `:telemetry` is not there.
+  """
+  @spec attach_logger(keyword) :: :ok | {:error, :already_exists}
+  def attach_logger(options \\ []), do: Log.attach(options)
+
+  @doc """
+  Detaches what `attach_logger/1` has attached. Takes the same `:instance`.
+
+  Returns `{:error, :not_found}` where there is nothing.
+  """
+  @spec detach_logger(instance: term) :: :ok | {:error, :not_found}
+  def detach_logger(options \\ []), do: Log.detach(options)
 
   @typedoc false
   # What happened inside a transaction, kept until it is committed.

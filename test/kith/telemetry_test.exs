@@ -7,19 +7,7 @@ defmodule Kith.TelemetryTest do
   alias Kith.{Native, Telemetry}
 
   # The contract is tested against the real library. Where there is none, somebody has to say so.
-  @without System.get_env("KITH_WITHOUT_TELEMETRY") == "1"
-  @moduletag skip: if(@without, do: "KITH_WITHOUT_TELEMETRY=1", else: false)
-
-  setup_all do
-    if not Code.ensure_loaded?(:telemetry) do
-      raise "the library :telemetry is not on the code path: put it into ERL_LIBS, or set " <>
-              "KITH_WITHOUT_TELEMETRY=1 to leave its contract untested"
-    end
-
-    Telemetry.detect()
-    assert Telemetry.available?()
-    :ok
-  end
+  use Kith.Test.Optional, :telemetry
 
   setup do
     ahead = :atomics.new(1, [])
@@ -60,6 +48,8 @@ defmodule Kith.TelemetryTest do
     {:error, _} = Kith.resend(kith, "anna", second)
     Kith.restored!(kith)
     Kith.replenish!(kith, "ben")
+    Kith.health!(kith)
+    raise_and_clear_an_alert(kith)
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
 
@@ -398,6 +388,36 @@ defmodule Kith.TelemetryTest do
     on_exit(fn -> :telemetry.detach("counting") end)
     encrypt_one!(kith, "anna", "ben", "x")
     assert_received {:counted, count} when count in 4..5
+  end
+
+  defp raise_and_clear_an_alert(kith) do
+    wrong = :atomics.new(1, [])
+    :atomics.put(wrong, 1, 1)
+    check = fn _snapshot -> if :atomics.get(wrong, 1) == 1, do: "all is wrong" end
+    rules = for({rule, _} <- Kith.Monitor.rules(), do: {rule, false}) ++ [own: [check: check]]
+    quiet = [health_interval: :off, clear_after: 0, log: false]
+    start_supervised!({Kith.Monitor, [instance: kith, rules: rules] ++ quiet})
+    assert [%{rule: :own}] = Kith.Monitor.alerts(kith)
+    :atomics.put(wrong, 1, 0)
+    assert [] = Kith.Monitor.alerts(kith)
+  end
+
+  test "a check of health says what is wrong with what, and how long each took", %{kith: kith} do
+    Kith.health!(kith)
+    register!(kith, ["anna"])
+    :ok = Native.panic_arm("self_open", 1)
+    Kith.health!(kith)
+    sql!(kith, "ALTER TABLE signal_accounts RENAME TO accounts_of_before")
+    Kith.health!(kith)
+    checks = events(received(kith), [:health, :check])
+
+    assert [
+             {%{store: 1, vault: 1}, %{result: :ok, reason: nil}},
+             {%{store: 1, vault: 0}, %{result: :error, reason: :panic, store_reason: nil}},
+             {%{store: 0, vault: 1}, %{store_reason: :storage, vault_reason: nil}}
+           ] = for({_, measurements, metadata} <- checks, do: {measurements, metadata})
+
+    for {_, m, _} <- checks, do: assert(m.duration == m.store_duration + m.vault_duration)
   end
 
   defp attach(events) do
