@@ -47,6 +47,12 @@ defmodule Kith.Telemetry do
   | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
   | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
+  | `[:kith, :password, :hash, :start]` | `monotonic_time`, `system_time` | none |
+  | `[:kith, :password, :hash, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason` |
+  | `[:kith, :password, :hash, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
+  | `[:kith, :password, :verify, :start]` | `monotonic_time`, `system_time` | none |
+  | `[:kith, :password, :verify, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason`, `matched` |
+  | `[:kith, :password, :verify, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
 
   ## Measurements
@@ -69,6 +75,8 @@ defmodule Kith.Telemetry do
   messages, counts of recoveries, and expired messages of the archive. `:expire` is one session, put away `age` seconds after it
   was made. `size` is the bytes of the write-ahead log before the checkpoint.
 
+  `waited`, in native units too, is the part of `duration` in which other passwords had their turn.
+
   ## Metadata
 
   `instance` is the name of the instance. `user_id` and `device_id` say whose keys did the work (in a claim:
@@ -77,7 +85,8 @@ defmodule Kith.Telemetry do
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
-  next message starts a new session. `function` is the name of the native function. `local` is `false` of devices whose
+  next message starts a new session. `function` is the name of the native function; its `instance` is `nil` when it was about a password. `matched` is whether
+  the password was the right one; `Kith.Password.dummy_verify/1` is a `:verify` too, of nobody, that did not match. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. There is
@@ -227,7 +236,7 @@ defmodule Kith.Telemetry do
   def outcome({:error, reason}) when is_atom(reason), do: %{result: :error, reason: reason}
 
   @doc false
-  # Every result of the native library passes through here.
+  # Every result of the native library passes through here. Those of passwords are of no instance.
   def watch({:error, :panic} = result, instance, function) do
     panic(instance, function)
     result
@@ -241,11 +250,11 @@ defmodule Kith.Telemetry do
   def watch(result, _instance, _function), do: result
 
   @doc false
-  def panic(%Instance{name: name}, function) do
+  def panic(instance, function) do
     execute(
       [:kith, :nif, :panic],
       %{system_time: System.system_time(), count: 1},
-      %{instance: name, function: function}
+      %{instance: instance && instance.name, function: function}
     )
   end
 
