@@ -6,7 +6,8 @@ defmodule Kith.Application do
   def start(_type, _args) do
     Kith.Telemetry.detect()
 
-    Supervisor.start_link([{Registry, keys: :unique, name: Kith.Registry}],
+    Supervisor.start_link(
+      [{Registry, keys: :unique, name: Kith.Registry}, {Kith.Password.Limiter, []}],
       strategy: :one_for_one,
       name: __MODULE__
     )

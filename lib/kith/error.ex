@@ -13,14 +13,15 @@ defmodule Kith.Error do
   | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys`, or use the place that holds the private keys |
   | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
   | `:unknown_prekey` | the message was made from a prekey that is not held | `Kith.recover/4`: the peer starts anew from a fresh bundle |
-  | `:malformed` | the bytes are no message, envelope, bundle, key pair or record | drop them |
+  | `:malformed` | the bytes are no message, envelope, bundle, key pair, record or password hash | drop them |
   | `:unsupported_version` | the version is unknown, refused by `:minimum_version`, or lower than the peer was seen with; or the peer has no Kyber prekey | have the older side upgraded |
-  | `:too_large` | a plaintext, a group or a bundle is over its limit | send less at once |
+  | `:too_large` | a plaintext, a group, a bundle or a password is over its limit | send less at once |
   | `:locked` | the account is locked | unlock it |
   | `:corrupted_state` | a sealed row does not open: damaged, copied or restored | write again: a session that does not open is replaced; `Kith.recover/4` after a failed decrypt |
   | `:stale` | others kept changing the same session | call again |
   | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
   | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
+  | `:busy` | more passwords are to be hashed than `Kith.Password` works on | answer "try again in a moment"; count it as no failed attempt |
   | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
   """
 
@@ -40,6 +41,7 @@ defmodule Kith.Error do
     :stale,
     :not_registered,
     :storage,
+    :busy,
     :panic
   ]
 
@@ -60,6 +62,7 @@ defmodule Kith.Error do
           | :stale
           | :not_registered
           | :storage
+          | :busy
           | :panic
 
   @typedoc "`:detail` is for people who read logs: never match on it."
@@ -136,6 +139,9 @@ defmodule Kith.Error do
     do: "the user has no keys here; register them or publish their bundle first"
 
   defp describe(:storage), do: "the database failed and nothing was changed; look at the database"
+
+  defp describe(:busy),
+    do: "more passwords wait to be hashed than there is room for; try again in a moment"
 
   defp describe(:panic),
     do:

@@ -70,6 +70,11 @@ defmodule Kith.Native do
   def safety_number_matches(_user, _public_key, _peer, _peer_public_key, _scanned),
     do: not_loaded()
 
+  # password
+  def password_hash(_password, _parameters), do: not_loaded()
+  def password_verify(_password, _hash), do: not_loaded()
+  def password_inspect(_hash), do: not_loaded()
+
   # sqlite
   def sqlite_open(_location, _synchronous, _busy_timeout_ms), do: not_loaded()
   def sqlite_reset(_connection), do: not_loaded()

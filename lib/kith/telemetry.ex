@@ -50,6 +50,12 @@ defmodule Kith.Telemetry do
   | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
   | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
+  | `[:kith, :password, :hash, :start]` | `monotonic_time`, `system_time` | none |
+  | `[:kith, :password, :hash, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason` |
+  | `[:kith, :password, :hash, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
+  | `[:kith, :password, :verify, :start]` | `monotonic_time`, `system_time` | none |
+  | `[:kith, :password, :verify, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason`, `matched` |
+  | `[:kith, :password, :verify, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
   | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
   | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
@@ -78,6 +84,7 @@ defmodule Kith.Telemetry do
   `store` and `vault` of a `:check`, which is `Kith.health/2`, are 1 where it is well and 0 where not; `store_duration` and
   `vault_duration` are how long each took, `duration` both. The `duration` of an alert of `Kith.Monitor` that is `:cleared`
   is how long it fired.
+  `waited`, in native units too, is the part of `duration` in which other passwords had their turn.
 
   ## Metadata
 
@@ -87,7 +94,8 @@ defmodule Kith.Telemetry do
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
-  next message starts a new session. `function` is the name of the native function. `local` is `false` of devices whose
+  next message starts a new session. `function` is the name of the native function; its `instance` is `nil` when it was about a password. `matched` is whether
+  the password was the right one; `Kith.Password.dummy_verify/1` is a `:verify` too, of nobody, that did not match. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. `store_reason` and `vault_reason` are what is wrong with each,
@@ -295,7 +303,7 @@ defmodule Kith.Telemetry do
   def outcome({:error, reason}) when is_atom(reason), do: %{result: :error, reason: reason}
 
   @doc false
-  # Every result of the native library passes through here.
+  # Every result of the native library passes through here. Those of passwords are of no instance.
   def watch({:error, :panic} = result, instance, function) do
     panic(instance, function)
     result
@@ -309,11 +317,11 @@ defmodule Kith.Telemetry do
   def watch(result, _instance, _function), do: result
 
   @doc false
-  def panic(%Instance{name: name}, function) do
+  def panic(instance, function) do
     execute(
       [:kith, :nif, :panic],
       %{system_time: System.system_time(), count: 1},
-      %{instance: name, function: function}
+      %{instance: instance && instance.name, function: function}
     )
   end
 

@@ -6,6 +6,7 @@ defmodule Kith.PanicTest do
 
   @panics 1_000
   @place %{position: 1, message_id: <<0::128>>, sender: {"bob", 1}, sent_at: 1, expires_at: nil}
+  @password_hash "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA"
   @unknown %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil}
 
   setup do
@@ -47,6 +48,9 @@ defmodule Kith.PanicTest do
     Native.archive_open(c.vault, c.thread, {"alice", 1}, rows)
   end
 
+  defp call(:password_hash, _), do: Native.password_hash("password", {8, 1, 1})
+  defp call(:password_verify, _), do: Native.password_verify("password", @password_hash)
+  defp call(:password_inspect, _), do: Native.password_inspect(@password_hash)
   defp call(:sqlite_open, _), do: Native.sqlite_open(:memory, :full, 0)
   defp call(:sqlite_reset, c), do: Native.sqlite_reset(c.database)
   defp call(:sqlite_commit, c), do: Native.sqlite_commit(c.database, c.lease)

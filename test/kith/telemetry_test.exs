@@ -52,6 +52,8 @@ defmodule Kith.TelemetryTest do
     raise_and_clear_an_alert(kith)
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
+    {:ok, hash} = Kith.Password.hash("correct horse", memory: 8_192, passes: 1)
+    true = Kith.Password.verify("correct horse", hash)
 
     :atomics.add(ahead, 1, 31 * 86_400_000)
     Kith.maintain!(kith)
@@ -64,7 +66,9 @@ defmodule Kith.TelemetryTest do
           [:group, :encrypt],
           [:maintenance, :run],
           [:archive, :history],
-          [:archive, :shred]
+          [:archive, :shred],
+          [:password, :hash],
+          [:password, :verify]
         ] do
       # Nothing in Kith raises inside a span; a bug would.
       metadata = start_metadata(kith, [:kith | name])
@@ -297,6 +301,49 @@ defmodule Kith.TelemetryTest do
              events(received(kith), [:archive, :shred, :stop])
   end
 
+  test "a password's spans say how long it waited, and nothing of whose it is", %{kith: kith} do
+    quick = [memory: 8_192, passes: 1]
+    {:ok, hash} = Kith.Password.hash("correct horse", quick)
+    true = Kith.Password.verify("correct horse", hash)
+    false = Kith.Password.verify("another horse", hash)
+    false = Kith.Password.dummy_verify(quick)
+    {:error, _} = Kith.Password.hash("", quick)
+    %{reason: :malformed} = catch_error(Kith.Password.verify("correct horse", "no hash"))
+    :ok = Native.panic_arm("password_verify", 1)
+    %{reason: :panic} = catch_error(Kith.Password.verify("correct horse", hash))
+    events = received(kith)
+
+    assert [{:ok, nil}, {:error, :malformed}] =
+             for(
+               {_, _, metadata} <- events(events, [:password, :hash, :stop]),
+               do: {metadata.result, metadata.reason}
+             )
+
+    assert [
+             {:ok, nil, true},
+             {:ok, nil, false},
+             {:ok, nil, false},
+             {:error, :malformed, false},
+             {:error, :panic, false}
+           ] =
+             for(
+               {_, _, metadata} <- events(events, [:password, :verify, :stop]),
+               do: {metadata.result, metadata.reason, metadata.matched}
+             )
+
+    for {_, measurements, _} <- events(events, [:password, :verify, :stop]),
+        do: assert(measurements.waited in 0..measurements.duration)
+
+    assert [{_, %{count: 1}, %{instance: nil, function: :password_verify}}] =
+             events(events, [:nif, :panic])
+
+    for {_, measurements, metadata} <- events,
+        map <- [measurements, metadata],
+        {_, value} <- map do
+      assert is_integer(value) or is_atom(value) or is_reference(value)
+    end
+  end
+
   test "what was rolled back is not reported", %{kith: kith} do
     register!(kith, ~w(anna ben))
     received(kith)
@@ -436,6 +483,13 @@ defmodule Kith.TelemetryTest do
     receive do
       {:event, event, measurements, %{instance: ^kith} = metadata} ->
         [{event, measurements, metadata} | received(kith)]
+
+      # They are of no instance.
+      {:event, [:kith, :password | _] = event, measurements, metadata} ->
+        [{event, measurements, metadata} | received(kith)]
+
+      {:event, event, measurements, %{instance: nil} = metadata} ->
+        [{event, measurements, metadata} | received(kith)]
     after
       0 -> []
     end
@@ -445,7 +499,7 @@ defmodule Kith.TelemetryTest do
 
   defp start_metadata(kith, event) do
     {_, keys} = contract()[event ++ [:start]]
-    Map.merge(Map.new(keys, &{&1, nil}), %{instance: kith})
+    for key <- keys, into: %{}, do: {key, if(key == :instance, do: kith)}
   end
 
   # The table of the moduledoc: %{event => {measurements, metadata}}, where "the same" is that of :start.

@@ -20,6 +20,7 @@ pub(crate) enum Reason {
     Stale,
     NotRegistered,
     Storage,
+    Busy,
     Panic,
 }
 
@@ -40,6 +41,7 @@ mod atoms {
         stale,
         not_registered,
         storage,
+        busy,
         panic,
         invalid,
     }
@@ -47,7 +49,7 @@ mod atoms {
 
 impl Reason {
     /// The whole set, for the test that compares it with Elixir's.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::SessionNotFound,
         Self::Duplicate,
         Self::Tampered,
@@ -63,6 +65,7 @@ impl Reason {
         Self::Stale,
         Self::NotRegistered,
         Self::Storage,
+        Self::Busy,
         Self::Panic,
     ];
 
@@ -83,6 +86,7 @@ impl Reason {
             Self::Stale => atoms::stale(),
             Self::NotRegistered => atoms::not_registered(),
             Self::Storage => atoms::storage(),
+            Self::Busy => atoms::busy(),
             Self::Panic => atoms::panic(),
         }
     }

@@ -33,6 +33,25 @@ impl VaultError {
     }
 }
 
+/// Why a password was not hashed or verified.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
+pub enum PasswordError {
+    /// The text is no hash that is read here, the parameters are none of Argon2's, or the password is empty.
+    #[error("not a hash of Argon2id, its parameters, or a password")]
+    Malformed,
+    /// There is no memory for the hash.
+    #[error("there is no memory for the hash")]
+    OutOfMemory,
+    /// The random number generator failed.
+    #[error("the random number generator failed")]
+    Random,
+    /// The parameters ask for more than the limits, or the password is too long.
+    #[error("the parameters or the password are over their limits")]
+    TooLarge,
+}
+
 /// Why a vault could not be set up.
 ///
 /// The texts are for the operator. They name the source and what was expected of it, and never a value.

@@ -42,6 +42,12 @@
 //! # }
 //! ```
 //!
+//! # Passwords
+//!
+//! A [`PasswordHash`] is what an application stores of the password somebody logs in with: Argon2id (RFC 9106), with a salt
+//! of its own, as the PHC string other implementations read. It opens nothing. A password is borrowed and never copied
+//! here; the memory of Argon2, which gives the hash away, is erased after use.
+//!
 //! # Formats
 //!
 //! Both blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
@@ -129,14 +135,16 @@ mod data_key;
 mod error;
 mod key_encryption_key;
 mod key_id;
+mod password;
 mod source;
 mod vault;
 
 pub use blob::{sealed_by, wrapped_by};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
-pub use error::{ConfigError, KeyDefect, VaultError};
+pub use error::{ConfigError, KeyDefect, PasswordError, VaultError};
 pub use key_id::KeyId;
+pub use password::{PasswordHash, PasswordParameters};
 pub use source::Source;
 pub use vault::Vault;
 
