@@ -20,7 +20,8 @@ defmodule FamilyChatWeb do
 
   def live_view do
     quote do
-      use Phoenix.LiveView, layout: {FamilyChatWeb.Layouts, :app}
+      # What LiveView logs of a page that is opened has the token of the session in it.
+      use Phoenix.LiveView, layout: {FamilyChatWeb.Layouts, :app}, log: false
       unquote(html())
     end
   end

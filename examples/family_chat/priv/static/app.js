@@ -268,3 +268,5 @@ document.addEventListener("submit", event => { if (event.target.id === "logout")
 const csrfToken = document.querySelector("meta[name=csrf-token]").content
 const liveSocket = new LiveSocket("/live", Socket, {params: {_csrf_token: csrfToken}, hooks})
 liveSocket.connect()
+// The server ends a connection in order when its session is over: LiveView would show the page some seconds longer.
+liveSocket.getSocket().onClose(event => { if (event?.code === 1000) window.location.reload() })
