@@ -97,10 +97,8 @@ defmodule FamilyChat.Accounts do
   end
 
   defp hash(password) do
-    case Kith.Password.hash(password) do
-      {:ok, hash} -> {:ok, hash}
-      {:error, _busy} -> {:error, %{password: "too many people are signing in, try again"}}
-    end
+    with {:error, _busy} <- Kith.Password.hash(password),
+         do: {:error, %{password: "too many people are signing in, try again"}}
   end
 
   @doc """
@@ -131,24 +129,22 @@ defmodule FamilyChat.Accounts do
     end
   end
 
-  defp verify(nil, name, _password) do
-    Kith.Password.dummy_verify()
-    failed(name)
-  end
-
-  defp verify({user, hash}, name, password) do
-    case Kith.Password.verify(password, hash) do
-      {:ok, true} ->
-        SQL.run("DELETE FROM login_failures WHERE name = $1", [name])
-        {:ok, user}
-
-      {:ok, false} ->
-        failed(name)
-
-      {:error, _busy} ->
-        {:error, :wait}
+  defp verify(found, name, password) do
+    if right?(found, password) do
+      SQL.run("DELETE FROM login_failures WHERE name = $1", [name])
+      {:ok, elem(found, 0)}
+    else
+      failed(name)
     end
+  rescue
+    # Too many at once: neither a right nor a wrong password.
+    error in Kith.Error ->
+      if error.reason == :busy, do: {:error, :wait}, else: reraise(error, __STACKTRACE__)
   end
+
+  # A name nobody has takes as long as one that somebody has.
+  defp right?(nil, _password), do: Kith.Password.dummy_verify()
+  defp right?({_user, hash}, password), do: Kith.Password.verify(password, hash)
 
   defp failed(name) do
     if String.valid?(name) and not String.contains?(name, <<0>>),

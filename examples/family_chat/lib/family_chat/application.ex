@@ -4,12 +4,15 @@ defmodule FamilyChat.Application do
 
   @impl true
   def start(_type, _args) do
+    Kith.Telemetry.attach_logger()
+
     children =
       if(FamilyChat.Repo.postgres?(), do: [FamilyChat.Repo], else: []) ++
         [
+          # Before the instance, which may have something to say when it starts.
+          {Kith.Monitor, instance: FamilyChat.Kith},
           FamilyChat.Kith,
           FamilyChat.Schema,
-          {Kith.Monitor, instance: FamilyChat.Kith, name: FamilyChat.Monitor},
           {Phoenix.PubSub, name: FamilyChat.PubSub},
           FamilyChatWeb.Presence,
           FamilyChat.Sweeper,

@@ -60,6 +60,7 @@ defmodule FamilyChatWeb.Router do
 
     live_dashboard("/dashboard",
       metrics: FamilyChatWeb.Telemetry,
+      additional_pages: [kith: {Kith.LiveDashboard.Page, monitor: FamilyChat.Kith}],
       on_mount: [{FamilyChatWeb.UserAuth, :require_admin}]
     )
   end

@@ -4,7 +4,7 @@ defmodule FamilyChatWeb.Telemetry do
   import Telemetry.Metrics
 
   def metrics do
-    [] ++
+    Kith.Telemetry.metrics() ++
       [
         summary("phoenix.endpoint.stop.duration", unit: {:native, :millisecond}),
         summary("phoenix.live_view.handle_event.stop.duration", unit: {:native, :millisecond}),

@@ -13,6 +13,6 @@ defmodule FamilyChatWeb.OperationsController do
   def metrics(conn, _params) do
     conn
     |> put_resp_content_type("text/plain; version=0.0.4")
-    |> send_resp(200, Kith.Monitor.prometheus(FamilyChat.Monitor))
+    |> send_resp(200, Kith.Monitor.prometheus(FamilyChat.Kith))
   end
 end
