@@ -1,19 +1,21 @@
 import Config
 
-# The key that opens what Kith keeps. `mix setup` made the file; a server gets it in its environment.
-key =
-  if System.get_env("KITH_KEY"),
-    do: {:env, "KITH_KEY"},
-    else: {:file, System.get_env("KITH_KEY_FILE", Path.expand("../priv/kith.key", __DIR__))}
+if config_env() != :test do
+  # The key that opens what Kith keeps. `mix setup` made the file; a server gets it in its environment.
+  key =
+    if System.get_env("KITH_KEY"),
+      do: {:env, "KITH_KEY"},
+      else: {:file, System.get_env("KITH_KEY_FILE", Path.expand("../priv/kith.key", __DIR__))}
 
-# The name of a key stands beside what it wraps, and never changes its meaning.
-config :family_chat, FamilyChat.Kith,
-  keys: [current: {System.get_env("KITH_KEY_NAME", "family"), key}]
-
-if Application.get_env(:family_chat, :database) == :sqlite or
-     System.get_env("FAMILY_CHAT_DATABASE", "sqlite") == "sqlite" do
+  # The name of a key stands beside what it wraps, and never changes its meaning.
   config :family_chat, FamilyChat.Kith,
-    database: System.get_env("FAMILY_CHAT_FILE", Path.expand("../family_chat.db", __DIR__))
+    keys: [current: {System.get_env("KITH_KEY_NAME", "family"), key}]
+
+  if Application.get_env(:family_chat, :database) == :sqlite or
+       System.get_env("FAMILY_CHAT_DATABASE", "sqlite") == "sqlite" do
+    config :family_chat, FamilyChat.Kith,
+      database: System.get_env("FAMILY_CHAT_FILE", Path.expand("../family_chat.db", __DIR__))
+  end
 end
 
 if word = System.get_env("FAMILY_CHAT_INVITATION"), do: config(:family_chat, invitation: word)

@@ -168,8 +168,12 @@ defmodule FamilyChat.Mailbox do
     WHERE e.recipient_id = $1 AND m.conversation_id = $2 AND e.state = 'failed'
     """
 
-    for [id, sender_id, sent_at, reason] <- SQL.rows(sql, [user_id, conversation_id]),
-        do: %{id: id, sender_id: sender_id, sent_at: sent_at, reason: reason}
+    rows =
+      for [id, sender_id, sent_at, reason] <- SQL.rows(sql, [user_id, conversation_id]),
+          do: %{id: id, sender_id: sender_id, sent_at: sent_at, reason: reason}
+
+    # Sent again, and again not opened.
+    Enum.uniq_by(rows, & &1.id)
   end
 
   @doc "How each message of a sender stands: `{served, opened}` counts of its recipients."

@@ -6,7 +6,14 @@ defmodule FamilyChat.SQL do
   server, so its statements are written once, in what the two have in common.
   """
 
+  require Logger
+
   alias FamilyChat.Repo
+
+  defmodule Failed do
+    @moduledoc "The database failed. Its own words may quote a row."
+    defexception [:message]
+  end
 
   @attempts 5
 
@@ -19,17 +26,32 @@ defmodule FamilyChat.SQL do
   @doc """
   Runs a function in a transaction and returns what it returned.
 
-  After `rollback/1` it is `{:error, reason}`. When others changed the same session at the same time (`:stale`), all of it
+  After `rollback/1` it is `{:error, reason}`, and `{:error, :storage}` when the database fails. When others changed the same session at the same time (`:stale`), all of it
   is done again: Kith cannot do that inside a transaction that is not its own.
   """
   def transaction(fun), do: transaction(fun, @attempts)
 
   defp transaction(fun, attempts) do
     case Repo.transaction(fun) do
-      {:ok, result} -> result
-      {:error, %Kith.Error{reason: :stale}} when attempts > 1 -> transaction(fun, attempts - 1)
-      {:error, reason} -> {:error, reason}
+      {:ok, result} ->
+        result
+
+      {:error, %Kith.Error{reason: :stale}} when attempts > 1 ->
+        transaction(fun, attempts - 1)
+
+      {:error, reason} when is_exception(reason, Kith.Error) or not is_exception(reason) ->
+        {:error, reason}
+
+      {:error, error} ->
+        {:error, failed(error)}
     end
+  rescue
+    error in Failed -> {:error, failed(error)}
+  end
+
+  defp failed(error) do
+    Logger.error("the database failed: " <> Exception.message(error))
+    :storage
   end
 
   @doc """
@@ -62,7 +84,7 @@ defmodule FamilyChat.SQL do
   defp query!(sql, params) do
     case Repo.query(sql, params) do
       {:ok, result} -> result
-      {:error, error} -> raise error
+      {:error, error} -> raise Failed, inspect(error.__struct__)
     end
   end
 end
