@@ -15,6 +15,8 @@ defmodule Kith.MixProject do
       test_ignore_filters: [~r"^test/ecto/"],
       start_permanent: Mix.env() == :prod,
       compilers: [:kith_nif] ++ Mix.compilers(),
+      # Mix knows no dependencies here, and newer ones take what it does not know off the code path: optional packages.
+      prune_code_paths: false,
       # .ci/newest has libraries without debug information, whose protocols cannot be consolidated.
       consolidate_protocols: System.get_env("KITH_CONSOLIDATE_PROTOCOLS") != "0",
       description: "Signal-grade message encryption for Elixir and Phoenix",
@@ -25,12 +27,8 @@ defmodule Kith.MixProject do
   end
 
   def application do
-    [mod: {Kith.Application, []}, extra_applications: [:logger, :crypto] ++ optional()]
+    [mod: {Kith.Application, []}, extra_applications: [:logger, :crypto, telemetry: :optional]]
   end
-
-  # Named, or Elixir 1.15 and newer take them off the code path where Mix has no dependencies.
-  defp optional,
-    do: [telemetry: :optional, telemetry_metrics: :optional, phoenix_live_dashboard: :optional]
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]
   defp elixirc_paths(_env), do: ["lib"]

@@ -21,6 +21,8 @@ defmodule Kith.Guides.MonitoringTest do
     do: "elixir" |> block(beginning) |> around.() |> Code.eval_string()
 
   setup_all do
+    {:ok, _} = Application.ensure_all_started(:plug)
+
     Code.eval_string("""
     defmodule Kith.Guides.MonitoringTest.MyApp.Pager do
       def wake(text), do: send(:pager, {:wake, text})
