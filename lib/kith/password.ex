@@ -13,12 +13,8 @@ defmodule Kith.Password do
 
       def login(name, password) do
         user = Repo.get_by(User, name: name)
-
-        cond do
-          user == nil -> Kith.Password.dummy_verify() || :error
-          Kith.Password.verify(password, user.password_hash) -> {:ok, rehash(user, password)}
-          true -> :error
-        end
+        right? = if user, do: Kith.Password.verify(password, user.password_hash), else: Kith.Password.dummy_verify()
+        if right?, do: {:ok, rehash(user, password)}, else: :error
       end
 
       defp rehash(user, password) do
@@ -38,7 +34,7 @@ defmodule Kith.Password do
     * `:passes` - passes over the memory, 1 to 128; memory times passes is at most 1,048,576. Default 3.
     * `:parallelism` - lanes, 1 to 64. They are computed one after the other. Default 4.
 
-  The defaults are the second recommended option of RFC 9106, section 4, and `argon2_elixir`'s. They take 0.15 seconds on the machine of
+  The defaults are the second recommended option of RFC 9106, section 4, and `argon2_elixir`'s. They take about 0.15 seconds on the machine of
   `docs/decisions/0012-argon2id.md`, which says why not more or less. Give other ones to each call, or for all:
 
       config :kith, Kith.Password, memory: 32_768

@@ -119,7 +119,7 @@
 //!
 //! # What comes later, and where
 //!
-//! - Passphrases (Argon2id) and an external key service: new algorithm bytes (`0x11` and up) of the wrapped data key,
+//! - Passphrases (Argon2id, as for a [`PasswordHash`]) and an external key service: new algorithm bytes (`0x11` and up) of the wrapped data key,
 //!   with their parameters in the header, and new variants of [`Source`].
 //! - Rotation: `rewrap`, beside [`Vault::create_data_key`], for key-encryption keys; [`wrapped_by`] finds what is left
 //!   to do. For data keys, [`sealed_by`] tells old rows from new ones, so nothing depends on an order.
