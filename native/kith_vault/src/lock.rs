@@ -42,6 +42,38 @@ impl UnlockedKey {
     }
 }
 
+impl UnlockedKey {
+    /// Seals the key as a row under its successor: what is still under it opens for as long as that does.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::Random`] if the generator fails.
+    pub fn retire<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+        context: &Context,
+        successor: &DataKey,
+    ) -> Result<Vec<u8>, VaultError> {
+        let context = context.clone().bytes(self.id.to_bytes());
+        successor.seal(rng, &context, self.bytes.as_slice())
+    }
+
+    /// Opens what [`Self::retire`] sealed.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::CorruptedState`] if it is not that key in that place.
+    pub fn from_retired(
+        id: DataKeyId,
+        context: &Context,
+        successor: &DataKey,
+        sealed: &[u8],
+    ) -> Result<Self, VaultError> {
+        let context = context.clone().bytes(id.to_bytes());
+        Self::from_slice(id, &successor.open(&context, sealed)?)
+    }
+}
+
 impl Deref for UnlockedKey {
     type Target = DataKey;
 
@@ -159,6 +191,20 @@ impl Vault {
         let bound = context.associated_data(&id.to_bytes());
         let bytes = wrapping.open(&bound, &content.sealed)?;
         Ok(UnlockedKey::from_slice(id, &bytes)?)
+    }
+
+    /// Opens a data key that is not locked as one that can be sealed elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Vault::open_data_key`].
+    pub fn open_unlocked(
+        &self,
+        context: &Context,
+        wrapped: &[u8],
+    ) -> Result<UnlockedKey, VaultError> {
+        let (id, bytes) = self.unwrap(context, Wrapping::KeyEncryptionKey, wrapped)?;
+        UnlockedKey::from_slice(id, &bytes)
     }
 
     /// What a locked data key costs to open.
@@ -292,7 +338,7 @@ const CONTENT_BYTES: usize =
 
 impl Vault {
     /// Wraps a data key anew under the current key-encryption key, whether it is locked or not. `None` where it is
-    /// under that key already.
+    /// under that key already, unless it is to be wrapped anew in `any_case`.
     ///
     /// # Errors
     ///
@@ -302,12 +348,14 @@ impl Vault {
         rng: &mut R,
         context: &Context,
         blob: &[u8],
+        any_case: bool,
     ) -> Result<Option<Vec<u8>>, VaultError> {
         let wrapped = Wrapped::from_bytes(blob)?;
         let wrapping = wrapped.wrapping;
         // Opened also when there is nothing to do: what is said to be under the current key is.
         let (id, content) = self.unwrap(context, wrapping, blob)?;
-        if wrapped.key_encryption_key_id == self.current_key_id().as_str().as_bytes() {
+        let current = self.current_key_id().as_str().as_bytes();
+        if wrapped.key_encryption_key_id == current && !any_case {
             return Ok(None);
         }
         self.wrap(rng, context, wrapping, id, &content).map(Some)
@@ -449,21 +497,31 @@ mod tests {
         let row = row(&key);
         let vault = vault("new");
         let plain = vault.wrap_unlocked(&mut rng(), &place(), &key).unwrap();
-        assert_eq!(vault.rewrap(&mut rng(), &place(), &plain), Ok(None));
+        assert_eq!(vault.rewrap(&mut rng(), &place(), &plain, false), Ok(None));
 
-        let rewrapped = vault.rewrap(&mut rng(), &place(), &blob).unwrap().unwrap();
+        let rewrapped = vault
+            .rewrap(&mut rng(), &place(), &blob, false)
+            .unwrap()
+            .unwrap();
         assert_eq!(wrapped_by(&rewrapped).unwrap().as_str(), "new");
         assert!(is_locked(&rewrapped));
         assert!(opens(
             &vault.unlock(&place(), &rewrapped, PASSWORD).unwrap(),
             &row
         ));
-        assert_eq!(vault.rewrap(&mut rng(), &place(), &rewrapped), Ok(None));
+        assert_eq!(
+            vault.rewrap(&mut rng(), &place(), &rewrapped, false),
+            Ok(None)
+        );
+        let anew = vault
+            .rewrap(&mut rng(), &place(), &rewrapped, true)
+            .unwrap();
+        assert!(anew.is_some());
 
         let mut damaged = blob;
         *damaged.last_mut().unwrap() ^= 1;
         assert_eq!(
-            vault.rewrap(&mut rng(), &place(), &damaged),
+            vault.rewrap(&mut rng(), &place(), &damaged, false),
             Err(VaultError::CorruptedState)
         );
     }
@@ -490,6 +548,22 @@ mod tests {
             assert!(vault.open_token(&context, &token[..at]).is_err());
         }
         assert!(vault.open_token(&other, &token).is_err());
+    }
+
+    #[test]
+    fn a_retired_key_opens_under_its_successor_in_its_place_alone() {
+        let vault = vault("new");
+        let (_, old) = locked(&vault);
+        let wrapped = vault.create_data_key(&mut rng(), &place()).unwrap();
+        let new = vault.open_unlocked(&place(), &wrapped).unwrap();
+        let row = row(&old);
+        let context = Context::new("retired-key").bytes("anna");
+        let sealed = old.retire(&mut rng(), &context, &new).unwrap();
+        let opened = UnlockedKey::from_retired(old.id(), &context, &new, &sealed).unwrap();
+        assert!(opens(&opened, &row));
+        assert!(UnlockedKey::from_retired(new.id(), &context, &new, &sealed).is_err());
+        let other = Context::new("retired-key").bytes("ben");
+        assert!(UnlockedKey::from_retired(old.id(), &other, &new, &sealed).is_err());
     }
 
     #[test]
