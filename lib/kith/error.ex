@@ -147,7 +147,7 @@ defmodule Kith.Error do
     do: "more passwords wait to be hashed than there is room for; try again in a moment"
 
   defp describe(:wrong_password),
-    do: "the password is not the one the account is locked with"
+    do: "the password is not the one the account is locked with; ask for it again"
 
   defp describe(:panic),
     do:

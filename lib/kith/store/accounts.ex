@@ -45,6 +45,17 @@ defmodule Kith.Store.Accounts do
     fresh(repo, user, found)
   end
 
+  # The row that is held may have been waited for; the others are as they were before, that of the same device too.
+  defp read_again(repo, sender, [[_, identity | _] | _], found) do
+    case found[sender] do
+      %{identity: ^identity} -> found
+      nil -> found
+      _before -> Map.put(found, sender, hold_device(repo, sender))
+    end
+  end
+
+  defp read_again(_repo, _sender, [], found), do: found
+
   # A row that was waited for is as it is now, and what is joined to it as it was before: of an account whose data key was
   # changed meanwhile, that is the one of before.
   defp fresh(repo, user, %{identity: <<_, _, id::binary-8, _::binary>>} = device) do
@@ -75,7 +86,7 @@ defmodule Kith.Store.Accounts do
           {%{Address.t() => device}, term}
   def devices_for(repo, {user, device}, users, expression) do
     sql = """
-    SELECT #{expression}, #{@columns}
+    SELECT #{expression}, me.private_key_encrypted, #{@columns}
     FROM kith.signal_identity_keys me
       JOIN kith.signal_identity_keys i ON i.user_id IN (#{SQL.list(3, length(users))})
       LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
@@ -84,10 +95,8 @@ defmodule Kith.Store.Accounts do
 
     rows = Repo.rows(repo, sql, [user, device | users])
     said = with [[said | _] | _] <- rows, do: said, else: ([] -> nil)
-    found = for [_, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}
-    sender = {user, device}
-    found = if found[sender], do: Map.update!(found, sender, &fresh(repo, user, &1)), else: found
-    {found, said}
+    found = for [_, _, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}
+    {read_again(repo, {user, device}, rows, found), said}
   end
 
   defp row([data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]) do
