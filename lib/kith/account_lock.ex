@@ -8,7 +8,7 @@ defmodule Kith.AccountLock do
   import Kith.Unlocked, only: [is_locked: 1]
 
   alias Kith.{Error, Instance, KeyChange, Native, Password, Telemetry, Unlocked}
-  alias Kith.Maintenance
+  alias Kith.{Maintenance, Registration}
   alias Kith.Store.{Accounts, Keys}
 
   @doc "Locks an account that is not."
@@ -333,8 +333,20 @@ defmodule Kith.AccountLock do
           )}, []}
       end)
 
-    with {:ok, addresses} <- devices, do: Maintenance.request(instance, addresses)
+    with {:ok, addresses} <- devices do
+      Enum.each(addresses, &rotate_prekeys(instance, &1))
+      Maintenance.request(instance, addresses)
+    end
+
     :ok
+  end
+
+  defp rotate_prekeys(%{options: %{prekey_rotation: 0}}, _address), do: :ok
+
+  defp rotate_prekeys(%{options: options} = instance, address) do
+    older_than = Instance.now(instance) - options.prekey_rotation * 1_000
+    # What fails now is tried by the next pass of maintenance.
+    Registration.rotate(instance, address, older_than)
   end
 
   # Argon2 waits for its turn, as that of other passwords does.

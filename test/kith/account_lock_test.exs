@@ -199,6 +199,18 @@ defmodule Kith.AccountLockTest do
       assert Kith.lock_state!(kith, "anna") == :locked
     end
 
+    test "gets the prekeys it could not be given when it is unlocked", %{kith: kith} do
+      lock!(kith, "anna")
+      Kith.lock!(kith, "anna")
+      for _ <- 1..5, do: Kith.pre_key_bundle!(kith, "anna")
+      assert Kith.prekey_count!(kith, "anna") == 0
+      # Nobody else can make them, and nothing failed.
+      assert {:ok, %{failed: 0}} = Kith.maintain(kith)
+      Kith.unlock!(kith, "anna", @password)
+      Kith.Maintenance.await(kith)
+      assert Kith.prekey_count!(kith, "anna") == 5
+    end
+
     test "can be unregistered, and so can those it talks to", %{kith: kith} do
       lock!(kith, "anna")
       Kith.lock!(kith, "anna")
