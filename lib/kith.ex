@@ -94,6 +94,7 @@ defmodule Kith do
   """
 
   alias Kith.{
+    AccountLock,
     Address,
     Doctor,
     Envelope,
@@ -165,7 +166,25 @@ defmodule Kith do
     import_record: [:address, :peer, :record],
     session_info: [:address, :peer],
     delete: [:address, :peer],
-    restored: []
+    restored: [],
+    lock_with_password: [:user, :password],
+    lock_with_password: [:user, :password, :options],
+    unlock: [:user, :password],
+    unlock: [:user, :password, :options],
+    lock: [:user],
+    lock: [:user, :options],
+    lock_state: [:user],
+    change_password: [:user, :password, :new],
+    change_password: [:user, :password, :new, :options],
+    remove_password: [:user, :password],
+    unlock_token: [:user],
+    unlock_token: [:user, :options],
+    unlock_with_token: [:user, :token],
+    unlock_with_token: [:user, :token, :options],
+    revoke_token: [:user, :token],
+    rotate_data_key: [:user],
+    rotate_keys: [],
+    rotate_keys: [:options]
   ]
 
   defmacro __using__(options) do
@@ -784,6 +803,151 @@ defmodule Kith do
   def restored(name), do: Installation.restored(Instance.fetch!(name))
 
   @doc """
+  Locks the account of a user under a password: from then on neither the database nor the keys of the server open it at rest.
+
+      {:ok, _} = MyApp.Kith.lock_with_password("anna", password)
+      {:ok, _} = MyApp.Kith.unlock("anna", password)   # at each login
+      {:ok, :locked} = MyApp.Kith.lock("anna")         # at each logout
+
+  The account gets a new data key, which is sealed under a key that Argon2id makes of the password, and that under the
+  key-encryption key. All that belongs to the user is sealed anew: keys, sessions, and their part of the archive. Afterwards it
+  is unlocked, as by `unlock/4`.
+
+  While it is locked, calls on behalf of the user are `:locked`: `encrypt/5`, `decrypt/4`, `history/4` and the rest. Nothing is
+  lost: keep an envelope that comes, and open it after the next `unlock/4`. Others write to the user as before.
+  While it is unlocked, the server can read what the user can. A password that is forgotten is lost, with all that it locks.
+
+    * `:for` - seconds it stays unlocked. Default: `:unlocked_for` of the instance.
+    * `:memory`, `:passes`, `:parallelism` - what a try costs, as in `Kith.Password`.
+
+  Returns how many rows were sealed anew, how many did not open and were left as they are (`:refused`), and until when it is
+  unlocked. Errors: `:locked` for an account that has a password, `:not_registered`, `:malformed` and `:too_large` for a password that
+  is empty or has more than 1,024 bytes, `:busy`, `:stale` when somebody changed the account meanwhile, and those of the machinery.
+  """
+  @spec lock_with_password(name, Address.user(), binary, keyword) :: result(map)
+  def lock_with_password(name, user, password, options \\ []) do
+    options = lock_options!(options, [:for | Kith.Password.cost_options()])
+    AccountLock.lock_with_password(Instance.fetch!(name), user!(user), secret!(password), options)
+  end
+
+  @doc """
+  Unlocks the account of a user on this node, until the time is over or `lock/3` is called. Returns until when, in milliseconds since
+  1970.
+
+  Unlocking it again lengthens the time. A password that was hashed with other costs than `Kith.Password` is configured with now is
+  hashed anew. Takes `:for`. One-time prekeys that could not be made meanwhile are made.
+
+  Errors: `:wrong_password`, which takes as long as the right one; `:busy` when too many are tried at once;
+  `:key_not_found` for an account that has no password, which is no success: a login that asks this alone must not take it for one;
+  `:not_registered`, and those of the machinery.
+  """
+  @spec unlock(name, Address.user(), binary, keyword) :: result(non_neg_integer)
+  def unlock(name, user, password, options \\ []) do
+    options = lock_options!(options, [:for])
+    AccountLock.unlock(Instance.fetch!(name), user!(user), secret!(password), options)
+  end
+
+  @doc """
+  Locks the account of a user again, on every node: the key is erased, and what is under way on another node ends with it.
+
+  Its tokens unlock nothing any more, unless `keep_tokens: true` is given: for a time without use, after which the
+  browser may come back. Errors: `:key_not_found` for an account that has no password, `:not_registered`.
+  """
+  @spec lock(name, Address.user(), keyword) :: result(:locked)
+  def lock(name, user, options \\ []) do
+    options = lock_options!(options, [:keep_tokens])
+    AccountLock.lock(Instance.fetch!(name), user!(user), options)
+  end
+
+  @doc """
+  Says how an account is: `:open` without a password, `:locked`, or `{:unlocked, until}` on this node.
+
+  Errors: `:not_registered`.
+  """
+  @spec lock_state(name, Address.user()) :: result(:open | :locked | {:unlocked, non_neg_integer})
+  def lock_state(name, user), do: AccountLock.state(Instance.fetch!(name), user!(user))
+
+  @doc """
+  Gives a locked account another password. Sessions are not sealed anew, and tokens end. It is unlocked afterwards.
+
+  Takes the options of `lock_with_password/4`. Errors: those of `unlock/4`, and of `lock_with_password/4` for the new one.
+  """
+  @spec change_password(name, Address.user(), binary, binary, keyword) :: result(map)
+  def change_password(name, user, password, new, options \\ []) do
+    options = lock_options!(options, [:for | Kith.Password.cost_options()])
+    {password, new} = {secret!(password), secret!(new)}
+    AccountLock.change_password(Instance.fetch!(name), user!(user), password, new, options)
+  end
+
+  @doc "Gives up the password of an account: it opens with the keys of the server again. Errors: those of `unlock/4`."
+  @spec remove_password(name, Address.user(), binary) :: result(map)
+  def remove_password(name, user, password),
+    do: AccountLock.remove_password(Instance.fetch!(name), user!(user), secret!(password))
+
+  @doc """
+  Returns a token that unlocks the account without the password, for the encrypted cookie of a browser.
+
+  It holds the data key, sealed under the key-encryption key: whoever has the token *and* the keys of the server opens the
+  account. So do not keep it where the server is. It is text of some 150 characters, good for `:for` seconds (default
+  1,209,600: 14 days) and until `lock/3`, `revoke_token/3` or another password. Errors: `:locked`, `:key_not_found`, `:not_registered`.
+  """
+  @spec unlock_token(name, Address.user(), keyword) :: result(String.t())
+  def unlock_token(name, user, options \\ []) do
+    options = lock_options!(options, [:for])
+    seconds = Keyword.get(options, :for, 1_209_600)
+    AccountLock.token(Instance.fetch!(name), user!(user), seconds)
+  end
+
+  @doc """
+  Unlocks an account with a token, as `unlock/4` does with a password, and not longer than the token is good.
+
+  Errors: `:wrong_password` for a token that is over, revoked, or another user's; `:malformed` for what is none.
+  """
+  @spec unlock_with_token(name, Address.user(), String.t(), keyword) :: result(non_neg_integer)
+  def unlock_with_token(name, user, token, options \\ []) do
+    options = lock_options!(options, [:for])
+    AccountLock.unlock_with_token(Instance.fetch!(name), user!(user), secret!(token), options)
+  end
+
+  @doc "Makes a token of a user, or `:all` of them, unlock nothing any more. Returns how many there were."
+  @spec revoke_token(name, Address.user(), String.t() | :all) :: result(non_neg_integer)
+  def revoke_token(name, user, :all),
+    do: AccountLock.revoke(Instance.fetch!(name), user!(user), :all)
+
+  def revoke_token(name, user, token),
+    do: AccountLock.revoke(Instance.fetch!(name), user!(user), secret!(token))
+
+  @doc """
+  Gives the account of a user another data key, and seals everything under it anew, in one transaction.
+
+  For a data key that is old, or may have been seen. Notes to oneself, which lie with the application, still open: the key of before
+  is kept under the new one for them. A locked account is `:locked`: `lock_with_password/4` after `remove_password/3` does it.
+  Returns how many rows were sealed anew and how many were `:refused`.
+  """
+  @spec rotate_data_key(name, Address.user()) :: result(map)
+  def rotate_data_key(name, user), do: AccountLock.rotate(Instance.fetch!(name), user!(user))
+
+  @doc """
+  Wraps data keys anew under the current key-encryption key, after `:keys` has got another one. See the guide to the vault.
+
+  All accounts, locked ones too, and all threads, a hundred in a transaction, while traffic goes on. What is done is done: a call
+  that was interrupted is called again, on any node. What does not open is not written, and counted as `:refused`; when nothing was,
+  and `:remaining` is empty, the retired key is needed no more.
+
+    * `:dry_run` - `true` writes nothing and counts what would be written.
+    * `:older_than` - seconds: also gives data keys that are older than that a successor, as `rotate_data_key/2` does. Accounts that are
+      locked, and threads, keep theirs.
+    * `:progress` - a function that is given the counts after each transaction.
+
+  Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`. Errors: those of the machinery.
+  """
+  @spec rotate_keys(name, keyword) :: result(map)
+  def rotate_keys(name, options \\ []) do
+    options = lock_options!(options, [:dry_run, :older_than, :progress])
+    Kith.Rotation.run(Instance.fetch!(name), options)
+  end
+
+  @doc """
   Returns the embedded database of an instance, for tables of the application beside those of Kith.
 
       database = MyApp.Kith.database()
@@ -840,6 +1004,25 @@ defmodule Kith do
 
   defp value!({:ok, value}), do: value
   defp value!({:error, error}), do: raise(error)
+
+  # A password in the wrong place is not printed.
+  defp secret!(secret) when is_binary(secret), do: secret
+  defp secret!(_), do: raise(ArgumentError, "expected a string")
+
+  defp lock_options!(options, known) do
+    options = options!(options, known)
+    seconds = Keyword.take(options, [:for, :older_than])
+
+    for {key, value} <- seconds, not (is_integer(value) and value in 1..31_536_000) do
+      raise ArgumentError, "expected :#{key} to be a number of seconds from 1 to 31536000"
+    end
+
+    for {key, value} <- Keyword.take(options, [:keep_tokens, :dry_run]), not is_boolean(value) do
+      raise ArgumentError, "expected :#{key} to be a boolean"
+    end
+
+    options
+  end
 
   # As Keyword.validate!/2, which prints all that it was given.
   defp options!(options, known) do

@@ -31,9 +31,18 @@ defmodule Kith.Archive do
   def put_away_all_with(instance, repo, address) do
     for {local, data_key} <- Sessions.partners(repo, address),
         data_key != nil,
-        do: put_away(instance, repo, local, data_key, address)
+        do: put_away_or_renew(instance, repo, local, data_key, address)
 
     :ok
+  end
+
+  # The session of an account that is locked cannot be put away. It sends no more either way.
+  defp put_away_or_renew(instance, repo, local, data_key, peer) do
+    put_away(instance, repo, local, data_key, peer)
+  rescue
+    error in Error ->
+      if error.reason != :locked, do: reraise(error, __STACKTRACE__)
+      Sessions.renew(repo, local, [peer], Instance.now(instance))
   end
 
   @doc "The session of a pair as rows of the archive: none, or one."

@@ -3,11 +3,11 @@ defmodule Kith.Instance do
   # What every call needs: the open vault, the database and the limits. Found by name in a registry
   # for as long as the instance runs.
 
-  alias Kith.{Error, Native, Options, Telemetry}
+  alias Kith.{Error, Native, Options, Telemetry, Unlocked}
   alias Kith.Store.Repo
 
   @enforce_keys [:name, :repo, :vault, :options]
-  defstruct [:name, :repo, :vault, :options, :stamps, timeline?: false]
+  defstruct [:name, :repo, :vault, :options, :stamps, :unlocked, timeline?: false]
 
   @type t :: %__MODULE__{
           name: term,
@@ -15,6 +15,7 @@ defmodule Kith.Instance do
           vault: reference,
           options: Options.t(),
           stamps: :atomics.atomics_ref(),
+          unlocked: nil | :ets.table(),
           timeline?: boolean
         }
 
@@ -99,10 +100,13 @@ defmodule Kith.Instance do
   def native(instance, function, arguments),
     do: Native |> apply(function, arguments) |> Telemetry.watch(instance, function)
 
-  @doc "Calls a native function that opens or seals: the vault comes first."
+  @doc "Calls a native function that opens or seals: the vault comes first. Accounts that are unlocked have their keys."
   @spec sealed(t, atom, [term]) :: term
   def sealed(instance, function, arguments),
-    do: native(instance, function, [instance.vault | arguments])
+    do:
+      native(instance, function, [
+        instance.vault | Enum.map(arguments, &Unlocked.account(instance, &1))
+      ])
 
   @doc false
   def register(%__MODULE__{name: name} = instance),

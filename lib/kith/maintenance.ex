@@ -357,8 +357,8 @@ defmodule Kith.Maintenance do
       {:ok, _} ->
         {:ok, 1}
 
-      # It is gone, and needs none.
-      {:error, %Error{reason: :not_registered}} ->
+      # It is gone, and needs none; or only its user can, who gets them with the next unlock.
+      {:error, %Error{reason: reason}} when reason in [:not_registered, :locked] ->
         {:ok, 0}
 
       {:error, error} ->
@@ -396,7 +396,7 @@ defmodule Kith.Maintenance do
       {:ok, _} ->
         {:ok, 1}
 
-      {:error, %Error{reason: :not_registered}} ->
+      {:error, %Error{reason: reason}} when reason in [:not_registered, :locked] ->
         {:ok, 0}
 
       {:error, error} ->
@@ -539,6 +539,10 @@ defmodule Kith.Maintenance do
         measurements = %{count: 1, age: age(established_at, now)}
         event([:kith, :sessions, :expire], measurements, Telemetry.pair(instance, local, peer))
         {:ok, 1}
+
+      # It sends no more in it once its user is back.
+      {:error, %Error{reason: :locked}} ->
+        {:ok, 0}
 
       {:error, error} ->
         log(:expire, error)

@@ -3,8 +3,10 @@ defmodule Kith.MessageArchive do
   # Plaintexts, sealed under the data key of their thread in the transaction that made or opened the message. What
   # is sealed is bound to every column of its row.
 
+  import Kith.Unlocked, only: [is_locked: 1]
+
   alias Kith.{Address, Envelope, Error, Instance, Message, Registration, Telemetry}
-  alias Kith.Store.{ArchivedMessages, Repo}
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo}
 
   # The engine refuses a message it has opened before with one of these, by what has become of the session since. The
   # others are about the call or the machinery.
@@ -114,8 +116,19 @@ defmodule Kith.MessageArchive do
 
     place = Map.merge(row, %{position: position, expires_at: expires_at})
     key = {thread, open_thread(instance, repo, thread, div(position, 1_000))}
-    sealed = native!(instance, :archive_seal, [key, owner, place, encode(content)])
-    if ArchivedMessages.insert(repo, owner, thread, place, sealed) == 0, do: :again, else: :ok
+    account = owner_account(repo, owner)
+    sealed = native!(instance, :archive_seal, [key, account, owner, place, encode(content)])
+    owner_key_id = with {_user, data_key} <- account, do: Keys.key_id(data_key)
+
+    if ArchivedMessages.insert(repo, owner, thread, place, sealed, owner_key_id) == 0,
+      do: :again,
+      else: :ok
+  end
+
+  # What a locked account keeps is sealed under its own key too: that of the thread opens with the keys of the server.
+  defp owner_account(repo, {user, _}) do
+    data_key = Accounts.data_key(repo, user)
+    if is_locked(data_key), do: {user, data_key}
   end
 
   # Nothing outlives the retention.
@@ -149,7 +162,7 @@ defmodule Kith.MessageArchive do
   def answer(%{options: %{archive: archive}} = instance, repo, to, envelope, error)
       when archive != false and error.reason in @refusals do
     with [row] <- ArchivedMessages.find(repo, to, message_id(envelope), Instance.now(instance)),
-         [{:ok, {_recipients, plaintext}}] <- open(instance, to, [row]) do
+         [{:ok, {_recipients, plaintext}}] <- open(instance, repo, to, [row]) do
       {{:ok, plaintext}, [redelivery(instance, to, envelope, error)]}
     else
       _no_copy_that_opens -> {{:error, error}, []}
@@ -212,7 +225,7 @@ defmodule Kith.MessageArchive do
                Instance.now(instance)
              ),
            :ok <- keys_known(rows),
-           opened when is_list(opened) <- open(instance, owner, rows) do
+           opened when is_list(opened) <- open(instance, repo, owner, rows) do
         # The newest come first out of the database, and last onto a screen.
         messages =
           rows
@@ -260,15 +273,32 @@ defmodule Kith.MessageArchive do
       else: :ok
   end
 
-  # Rows of one thread, in one native call: the content of each, or its error.
-  defp open(_instance, _owner, []), do: []
+  # Rows of one thread in one native call, or in two while its key changes: the content of each, or its error.
+  defp open(_instance, _repo, _owner, []), do: []
 
-  defp open(instance, owner, [{thread, data_key, _, _} | _] = rows) do
+  defp open(instance, repo, owner, rows) do
+    rows
+    |> Enum.chunk_by(fn {_, data_key, _, _} -> data_key end)
+    |> Enum.reduce_while([], fn rows, opened ->
+      case open_alike(instance, repo, owner, rows) do
+        {:error, error} -> {:halt, {:error, error}}
+        results -> {:cont, opened ++ results}
+      end
+    end)
+  end
+
+  defp open_alike(instance, repo, owner, [{thread, data_key, _, _} | _] = rows) do
     sealed = for {_, _, place, content} <- rows, do: {place, content}
+    account = owner_account(repo, owner)
 
-    case Instance.sealed(instance, :archive_open, [{thread, data_key}, owner, sealed]) do
-      {:ok, opened} -> Enum.map(opened, &decode/1)
-      {:error, reason} -> {:error, Error.new(reason)}
+    case Instance.sealed(instance, :archive_open, [{thread, data_key}, account, owner, sealed]) do
+      {:ok, opened} ->
+        if {:error, :locked} in opened,
+          do: {:error, Error.new(:locked)},
+          else: Enum.map(opened, &decode/1)
+
+      {:error, reason} ->
+        {:error, Error.new(reason)}
     end
   end
 
@@ -324,7 +354,7 @@ defmodule Kith.MessageArchive do
     for {thread, _, _, _} = row <-
           ArchivedMessages.sent(repo, owner, timestamp, Instance.now(instance), @max_sent),
         # A damaged copy is as good as none.
-        opened = open(instance, owner, [row]),
+        opened = open(instance, repo, owner, [row]),
         is_list(opened),
         {:ok, {recipients, plaintext}} <- opened,
         do: {plaintext, recipients, name(thread, user)}

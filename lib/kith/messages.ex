@@ -13,7 +13,7 @@ defmodule Kith.Messages do
     Telemetry
   }
 
-  alias Kith.Store.{Accounts, Prekeys, Repo, Sessions}
+  alias Kith.Store.{Accounts, Keys, Prekeys, Repo, Sessions}
 
   # A cold session costs about 400 µs, so this many hold the database for less than half a second.
   @max_recipients 1_000
@@ -460,7 +460,7 @@ defmodule Kith.Messages do
   defp open(instance, {user, _} = to, %Envelope{type: :self} = envelope, _options) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, to) do
-        {native(instance, :self_open, [{user, device.data_key}, envelope.body]), []}
+        {self_open(instance, repo, {user, device.data_key}, envelope.body), []}
       else
         error -> {error, []}
       end
@@ -476,6 +476,20 @@ defmodule Kith.Messages do
           {:error, error} -> {{:error, error}, []}
         end
       end)
+    end
+  end
+
+  # A note may be older than the data key of the account.
+  defp self_open(instance, repo, {user, _} = account, note) do
+    with {:error, %Error{reason: :corrupted_state}} = error <-
+           native(instance, :self_open, [account, note]),
+         key_id when key_id != nil <- Keys.key_id(note),
+         retired when retired != nil <- Keys.retired_key(repo, user, key_id),
+         {:ok, unlocked} <- native(instance, :account_retired, [account, key_id, retired]) do
+      with {:error, _} <- native(instance, :self_open, [{user, unlocked}, note]), do: error
+    else
+      nil -> {:error, Error.new(:corrupted_state)}
+      result -> result
     end
   end
 

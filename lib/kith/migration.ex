@@ -24,7 +24,7 @@ defmodule Kith.Migration do
 
   @compile {:no_warn_undefined, Ecto.Migration}
 
-  @versions %{1 => Kith.Migration.V1, 2 => Kith.Migration.V2}
+  @versions %{1 => Kith.Migration.V1, 2 => Kith.Migration.V2, 3 => Kith.Migration.V3}
   @current Enum.max(Map.keys(@versions))
 
   # Any number that is the same on all nodes: "kith" in ASCII.

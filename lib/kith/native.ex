@@ -31,11 +31,25 @@ defmodule Kith.Native do
   def account_create(_vault, _user), do: not_loaded()
   def self_seal(_vault, _account, _plaintext), do: not_loaded()
   def self_open(_vault, _account, _sealed), do: not_loaded()
+  def account_lock(_vault, _user, _password, _costs), do: not_loaded()
+  def account_relock(_vault, _user, _unlocked, _password, _costs), do: not_loaded()
+  def account_unlock(_vault, _user, _locked, _password), do: not_loaded()
+  def account_costs(_vault, _user, _locked), do: not_loaded()
+  def account_close(_unlocked), do: not_loaded()
+  def account_wrap(_vault, _user, _unlocked), do: not_loaded()
+  def account_token(_vault, _user, _unlocked, _expires_at), do: not_loaded()
+  def account_open_token(_vault, _user, _token), do: not_loaded()
+  def account_rewrap(_vault, _user, _data_key, _any_case), do: not_loaded()
+  def account_retire(_vault, _before, _after), do: not_loaded()
+  def account_retired(_vault, _account, _key_id, _sealed), do: not_loaded()
+  def thread_rewrap(_vault, _thread, _data_key), do: not_loaded()
+  def rows_reseal(_vault, _before, _after, _rows), do: not_loaded()
 
   # thread
   def thread_create(_vault, _thread), do: not_loaded()
-  def archive_seal(_vault, _thread, _owner, _place, _content), do: not_loaded()
-  def archive_open(_vault, _thread, _owner, _rows), do: not_loaded()
+  def archive_seal(_vault, _thread, _account, _owner, _place, _content), do: not_loaded()
+  def archive_open(_vault, _thread, _account, _owner, _rows), do: not_loaded()
+  def archive_reseal(_vault, _threads, _accounts, _rows), do: not_loaded()
 
   # device
   def identity_create(_vault, _account, _device), do: not_loaded()

@@ -55,6 +55,8 @@ defmodule Kith.Options do
     * `:max_devices` - how many devices a user may have, registered and published together, 1 to 127. Each is a message
       more for everyone who writes to them, and a group has at most 1,000 devices. Default 10.
     * `:max_plaintext` - bytes of one plaintext that is encrypted, at most 1,048,576. Default 65,536.
+    * `:unlocked_for` - seconds an account that is locked under a password stays open after `Kith.unlock/4`, 1 to 31,536,000. Default
+      43,200 (12 hours).
     * `:unknown_senders` - what becomes of a first message from someone who is neither registered nor published
       here. An envelope says who it is from, and only keys known here can tell whether that is so.
       `:refuse` (default) answers `:not_registered`. `:remember` trusts and remembers the first key seen, for
@@ -117,6 +119,7 @@ defmodule Kith.Options do
             recovery_limit: 20,
             max_devices: 10,
             max_plaintext: 65_536,
+            unlocked_for: 43_200,
             unknown_senders: :refuse,
             max_attempts: 5,
             archive: false,
@@ -146,6 +149,7 @@ defmodule Kith.Options do
           recovery_limit: non_neg_integer,
           max_devices: 1..127,
           max_plaintext: pos_integer,
+          unlocked_for: pos_integer,
           unknown_senders: :refuse | :remember,
           max_attempts: pos_integer,
           archive: false | [retention: nil | pos_integer],
@@ -258,6 +262,7 @@ defmodule Kith.Options do
       recovery_limit: {:integer, 0..1000},
       max_devices: {:integer, 1..127},
       max_plaintext: {:integer, 1..1_048_576},
+      unlocked_for: {:integer, 1..31_536_000},
       unknown_senders: {:one_of, [:refuse, :remember]},
       max_attempts: {:integer, 1..100},
       archive: {:custom, &archive/1},

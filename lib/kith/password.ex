@@ -178,6 +178,21 @@ defmodule Kith.Password do
     inspected(hash) != {:ok, {parameters, true}}
   end
 
+  @doc false
+  # What a password costs to try, by the options of hash/2.
+  def costs!(options), do: parameters!(Keyword.take(options, Keyword.keys(@schema)))
+
+  @doc false
+  # The options of hash/2, and others.
+  def cost_options, do: Keyword.keys(@schema)
+
+  @doc false
+  # Runs a native function that works on a password, when it is its turn: {:ok, value} or {:error, error}.
+  def in_turn(function, arguments) do
+    {result, _waited} = limited(function, arguments)
+    explain(result, "the password is empty", "the password has more than 1,024 bytes")
+  end
+
   # A hash that is none waits for nothing.
   defp verify_in_turn(password, hash) do
     case inspected(hash) do

@@ -50,6 +50,15 @@ defmodule Kith.Telemetry do
   | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
   | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
+  | `[:kith, :account, :unlock, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `by` |
+  | `[:kith, :account, :unlock, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason` |
+  | `[:kith, :account, :unlock, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :account, :reseal, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id` |
+  | `[:kith, :account, :reseal, :stop]` | `monotonic_time`, `duration`, `resealed`, `refused` | the same, `result`, `reason` |
+  | `[:kith, :account, :reseal, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :keys, :rotate, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :keys, :rotate, :stop]` | `monotonic_time`, `duration`, `rewrapped`, `current`, `refused`, `rotated` | the same, `result`, `reason` |
+  | `[:kith, :keys, :rotate, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :password, :hash, :start]` | `monotonic_time`, `system_time` | none |
   | `[:kith, :password, :hash, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason` |
   | `[:kith, :password, :hash, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
@@ -84,6 +93,9 @@ defmodule Kith.Telemetry do
   `store` and `vault` of a `:check`, which is `Kith.health/2`, are 1 where it is well and 0 where not; `store_duration` and
   `vault_duration` are how long each took, `duration` both. The `duration` of an alert of `Kith.Monitor` that is `:cleared`
   is how long it fired.
+  `resealed` counts the rows that were sealed under another data key, of `Kith.lock_with_password/4` and its like, `rewrapped` the data keys that
+  were wrapped under another key-encryption key by `Kith.rotate_keys/2`, `current` those that were already, `rotated` those that
+  were replaced; `refused` counts what did not open and was left as it is.
   `waited`, in native units too, is the part of `duration` in which other passwords had their turn.
 
   ## Metadata
@@ -94,7 +106,7 @@ defmodule Kith.Telemetry do
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
-  next message starts a new session. `function` is the name of the native function; its `instance` is `nil` when it was about a password. `matched` is whether
+  next message starts a new session. `by` is `:password` or `:token`. `function` is the name of the native function; its `instance` is `nil` when it was about a password. `matched` is whether
   the password was the right one; `Kith.Password.dummy_verify/1` is a `:verify` too, of nobody, that did not match. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a

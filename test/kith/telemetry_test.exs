@@ -49,6 +49,10 @@ defmodule Kith.TelemetryTest do
     Kith.restored!(kith)
     Kith.replenish!(kith, "ben")
     Kith.health!(kith)
+    Kith.lock_with_password!(kith, "cleo", "correct horse", memory: 8_192, passes: 1)
+    {:error, _} = Kith.unlock(kith, "cleo", "wrong horse")
+    Kith.unlock_with_token!(kith, "cleo", Kith.unlock_token!(kith, "cleo"))
+    Kith.rotate_keys!(kith)
     raise_and_clear_an_alert(kith)
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
@@ -67,6 +71,9 @@ defmodule Kith.TelemetryTest do
           [:maintenance, :run],
           [:archive, :history],
           [:archive, :shred],
+          [:account, :unlock],
+          [:account, :reseal],
+          [:keys, :rotate],
           [:password, :hash],
           [:password, :verify]
         ] do

@@ -3,7 +3,10 @@ defmodule Kith.Instance.Keeper do
   # Makes the instance known under its name once its database is ready, and keeps it known.
   use GenServer
 
-  alias Kith.{Installation, Instance, Migration}
+  alias Kith.{Installation, Instance, Migration, Unlocked}
+
+  # Milliseconds between two looks for accounts whose time is over.
+  @sweep 10_000
 
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
@@ -13,7 +16,8 @@ defmodule Kith.Instance.Keeper do
       repo: repo,
       vault: vault,
       options: options,
-      stamps: :atomics.new(2, signed: false)
+      stamps: :atomics.new(2, signed: false),
+      unlocked: Unlocked.new()
     }
 
     # So that terminate/2 is called.
@@ -22,6 +26,7 @@ defmodule Kith.Instance.Keeper do
     with :ok <- migrated(options, repo),
          {:ok, _found, instance} <- Installation.check(instance),
          {:ok, _} <- Instance.register(instance) do
+      sweep_later()
       {:ok, instance}
     else
       {:error, reason} -> {:stop, reason}
@@ -31,6 +36,17 @@ defmodule Kith.Instance.Keeper do
   # The embedded database is ours alone. A repository is migrated by the application that owns it.
   defp migrated(%{repo: nil}, repo), do: Migration.run(repo)
   defp migrated(_options, repo), do: Migration.verify(repo)
+
+  # An account whose time is over is locked when it is used next. Its key goes soon in any case.
+  def handle_info(:sweep, instance) do
+    Unlocked.sweep(instance)
+    sweep_later()
+    {:noreply, instance}
+  end
+
+  def handle_info(_other, instance), do: {:noreply, instance}
+
+  defp sweep_later, do: Process.send_after(self(), :sweep, @sweep)
 
   # A copy that was made while this ran is older than what is left behind.
   def terminate(reason, instance)

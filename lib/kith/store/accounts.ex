@@ -3,7 +3,7 @@ defmodule Kith.Store.Accounts do
   # signal_accounts and signal_identity_keys: who has keys here.
 
   alias Kith.Address
-  alias Kith.Store.{Repo, SQL}
+  alias Kith.Store.{Keys, Repo, SQL}
 
   @type device :: %{
           data_key: nil | binary,
@@ -39,8 +39,34 @@ defmodule Kith.Store.Accounts do
     sql =
       "SELECT #{@columns} #{@from} WHERE i.user_id = $1 AND i.device_id = $2#{Repo.hold_of(repo, "i")}"
 
-    for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
+    found =
+      for [_, _ | row] <- Repo.rows(repo, sql, [user, device]), reduce: nil, do: (nil -> row(row))
+
+    fresh(repo, user, found)
   end
+
+  # The row that is held may have been waited for; the others are as they were before, that of the same device too.
+  defp read_again(repo, sender, [[_, identity | _] | _], found) do
+    case found[sender] do
+      %{identity: ^identity} -> found
+      nil -> found
+      _before -> Map.put(found, sender, hold_device(repo, sender))
+    end
+  end
+
+  defp read_again(_repo, _sender, [], found), do: found
+
+  # A row that was waited for is as it is now, and what is joined to it as it was before: of an account whose data key was
+  # changed meanwhile, that is the one of before.
+  defp fresh(repo, user, %{identity: <<_, _, id::binary-8, _::binary>>} = device) do
+    case device.data_key do
+      <<_, _, ^id::binary-8, _::binary>> -> device
+      nil -> device
+      _another -> %{device | data_key: data_key(repo, user)}
+    end
+  end
+
+  defp fresh(_repo, _user, device), do: device
 
   @doc "The keys of all devices of some users, by address."
   @spec devices(Repo.repo(), [Address.user()]) :: %{Address.t() => device}
@@ -60,7 +86,7 @@ defmodule Kith.Store.Accounts do
           {%{Address.t() => device}, term}
   def devices_for(repo, {user, device}, users, expression) do
     sql = """
-    SELECT #{expression}, #{@columns}
+    SELECT #{expression}, me.private_key_encrypted, #{@columns}
     FROM kith.signal_identity_keys me
       JOIN kith.signal_identity_keys i ON i.user_id IN (#{SQL.list(3, length(users))})
       LEFT JOIN kith.signal_accounts a ON a.user_id = i.user_id
@@ -69,7 +95,8 @@ defmodule Kith.Store.Accounts do
 
     rows = Repo.rows(repo, sql, [user, device | users])
     said = with [[said | _] | _] <- rows, do: said, else: ([] -> nil)
-    {for([_, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}), said}
+    found = for [_, _, user, device | row] <- rows, into: %{}, do: {{user, device}, row(row)}
+    {read_again(repo, {user, device}, rows, found), said}
   end
 
   defp row([data_key, registration_id, public_key, identity, next_prekey_id, next_kyber_prekey_id]) do
@@ -189,7 +216,9 @@ defmodule Kith.Store.Accounts do
       AND NOT EXISTS (SELECT 1 FROM kith.signal_identity_keys WHERE user_id = $2)
     """
 
-    Repo.execute(repo, sql, [user, user])
+    deleted = Repo.execute(repo, sql, [user, user])
+    if deleted > 0, do: Keys.delete_unowned(repo, user)
+    deleted
   end
 
   @doc """

@@ -3,7 +3,7 @@ defmodule Kith.Store.ArchivedMessages do
   # signal_threads and signal_archived_messages: the data keys of conversations and what is sealed under them.
 
   alias Kith.Address
-  alias Kith.Store.{Repo, SQL}
+  alias Kith.Store.{Keys, Repo, SQL}
 
   # SQLite keeps anything in any column. What cannot have been written here is left out: it has no place in the order
   # of the others, and nobody could page past it. Its blobs come after all else, so $6 is an empty one.
@@ -36,6 +36,23 @@ defmodule Kith.Store.ArchivedMessages do
     end
   end
 
+  @doc "Threads and their wrapped data keys, some at a time, in the order of the threads."
+  @spec data_keys(Repo.repo(), String.t(), pos_integer) :: [{String.t(), binary}]
+  def data_keys(repo, after_thread, limit) do
+    sql = """
+    SELECT thread_id, data_key FROM kith.signal_threads WHERE thread_id > $1
+    ORDER BY thread_id LIMIT $2
+    """
+
+    for [thread, data_key] <- Repo.rows(repo, sql, [after_thread, limit]), do: {thread, data_key}
+  end
+
+  @doc "Gives a thread its data key wrapped anew. Returns 0 when it was not the one that is there."
+  def put_data_key(repo, thread, before, data_key) do
+    sql = "UPDATE kith.signal_threads SET data_key = $3 WHERE thread_id = $1 AND data_key = $2"
+    Repo.execute(repo, sql, [thread, {:blob, before}, {:blob, data_key}])
+  end
+
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_thread(repo, thread, data_key, now) do
     sql = """
@@ -47,15 +64,16 @@ defmodule Kith.Store.ArchivedMessages do
   end
 
   @doc "A message that is there already stays as it is."
-  @spec insert(Repo.repo(), Address.t(), String.t(), place, binary) :: non_neg_integer
-  def insert(repo, {user, device}, thread, place, content) do
+  @spec insert(Repo.repo(), Address.t(), String.t(), place, binary, nil | binary) ::
+          non_neg_integer
+  def insert(repo, {user, device}, thread, place, content, owner_key_id) do
     {peer, peer_device} = place.sender || {nil, nil}
 
     sql = """
     INSERT INTO kith.signal_archived_messages
       (user_id, device_id, thread_id, position, message_id, peer_id, peer_device_id, sent_at,
-       expires_at, content)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+       expires_at, content, owner_key_id)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT (user_id, device_id, message_id) DO NOTHING
     """
 
@@ -69,11 +87,12 @@ defmodule Kith.Store.ArchivedMessages do
       peer_device,
       place.sent_at,
       place.expires_at,
-      {:blob, content}
+      {:blob, content},
+      owner_key_id && {:blob, owner_key_id}
     ])
   end
 
-  @doc "`{thread, data_key, place, content}` of the message of a device with an id: none, or one."
+  @doc "`{thread, Keys.thread_key(data_key, previous, content), place, content}` of the message of a device with an id: none, or one."
   def find(repo, {user, device}, message_id, now) do
     sql = """
     #{select()} WHERE user_id = $1 AND device_id = $2 AND #{@alive} AND message_id = $4
@@ -134,13 +153,24 @@ defmodule Kith.Store.ArchivedMessages do
   # The key comes with the rows: a thread that is shredded and begun anew between two statements has another one.
   defp select do
     """
-    SELECT m.thread_id, t.data_key, position, message_id, peer_id, peer_device_id, sent_at, expires_at, content
+    SELECT m.thread_id, t.data_key, t.previous_data_key, position, message_id, peer_id, peer_device_id, sent_at, expires_at, content
     FROM kith.signal_archived_messages m LEFT JOIN kith.signal_threads t ON t.thread_id = m.thread_id
     """
   end
 
   defp opened(rows) do
-    for [thread, data_key, position, message_id, peer, peer_device, sent_at, expires_at, content] <-
+    for [
+          thread,
+          data_key,
+          previous,
+          position,
+          message_id,
+          peer,
+          peer_device,
+          sent_at,
+          expires_at,
+          content
+        ] <-
           rows do
       place = %{
         position: position,
@@ -150,7 +180,7 @@ defmodule Kith.Store.ArchivedMessages do
         expires_at: expires_at
       }
 
-      {thread, data_key, place, content}
+      {thread, Keys.thread_key(data_key, previous, content), place, content}
     end
   end
 

@@ -12,7 +12,7 @@ use rustler::{Binary, NifMap};
 
 use crate::device::{KyberKind, LocalTerm, open_identity};
 use crate::reason::Reason;
-use crate::vault::{Account, Bytes, Vault, user};
+use crate::vault::{Account, AccountKey, Bytes, Vault, user};
 
 /// A peer device, with what is stored about it.
 #[derive(NifMap)]
@@ -93,7 +93,7 @@ pub(crate) enum Known {
 
 /// A device with the opened data key of its user.
 pub(crate) struct Owner {
-    data_key: DataKey,
+    data_key: AccountKey,
     pub(crate) address: ProtocolAddress,
 }
 
@@ -105,7 +105,7 @@ impl Owner {
         })
     }
 
-    pub(crate) const fn data_key(&self) -> &DataKey {
+    pub(crate) fn data_key(&self) -> &DataKey {
         &self.data_key
     }
 

@@ -9,7 +9,7 @@ use crate::seam;
 use crate::vault::Bytes;
 
 /// Memory in KiB, passes, parallelism.
-type ParametersTerm = (u32, u32, u32);
+pub(crate) type ParametersTerm = (u32, u32, u32);
 
 impl From<PasswordError> for Reason {
     fn from(error: PasswordError) -> Self {

@@ -21,6 +21,7 @@ pub(crate) enum Reason {
     NotRegistered,
     Storage,
     Busy,
+    WrongPassword,
     Panic,
 }
 
@@ -42,6 +43,7 @@ mod atoms {
         not_registered,
         storage,
         busy,
+        wrong_password,
         panic,
         invalid,
     }
@@ -49,7 +51,7 @@ mod atoms {
 
 impl Reason {
     /// The whole set, for the test that compares it with Elixir's.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::SessionNotFound,
         Self::Duplicate,
         Self::Tampered,
@@ -66,6 +68,7 @@ impl Reason {
         Self::NotRegistered,
         Self::Storage,
         Self::Busy,
+        Self::WrongPassword,
         Self::Panic,
     ];
 
@@ -87,6 +90,7 @@ impl Reason {
             Self::NotRegistered => atoms::not_registered(),
             Self::Storage => atoms::storage(),
             Self::Busy => atoms::busy(),
+            Self::WrongPassword => atoms::wrong_password(),
             Self::Panic => atoms::panic(),
         }
     }

@@ -1,13 +1,14 @@
 //! Threads and the message archive: data keys of conversations, and the messages sealed under them.
 
-use getrandom::SysRng;
-use kith_vault::Context;
+use kith_vault::{Context, DataKey};
+use rand::rngs::StdRng;
 use rustler::{Binary, Encoder, Env, NifMap, ResourceArc, Term};
+use zeroize::Zeroizing;
 
 use crate::reason::Reason;
 use crate::seam;
 use crate::terms::Row;
-use crate::vault::{Bytes, Thread, Vault, thread_context};
+use crate::vault::{Account, AccountKey, Bytes, Thread, Vault, random, thread_context};
 
 /// Whose archive it is: a user and a device.
 type OwnerTerm<'a> = (Binary<'a>, u8);
@@ -23,10 +24,22 @@ struct PlaceTerm<'a> {
     expires_at: Option<u64>,
 }
 
+/// The first byte of a content that is sealed under the key of its owner's account too: it opens while that is unlocked.
+/// What Elixir writes begins with another one, see `Kith.MessageArchive`.
+const OWNED: u8 = 0x80;
+
 impl PlaceTerm<'_> {
+    fn context(&self, thread: &[u8], owner: &OwnerTerm<'_>) -> Context {
+        self.bound("archived-message", thread, owner)
+    }
+
+    fn owned_context(&self, thread: &[u8], owner: &OwnerTerm<'_>) -> Context {
+        self.bound("owned-message", thread, owner)
+    }
+
     /// What the content is bound to. A field that is absent is empty, which no number is.
-    fn context(&self, thread: &[u8], (user, device): &OwnerTerm<'_>) -> Context {
-        let context = Context::new("archived-message")
+    fn bound(&self, kind: &str, thread: &[u8], (user, device): &OwnerTerm<'_>) -> Context {
+        let context = Context::new(kind)
             .bytes(user.as_slice())
             .number((*device).into())
             .bytes(thread)
@@ -53,12 +66,57 @@ fn thread_create<'a>(env: Env<'a>, vault: ResourceArc<Vault>, thread: Binary<'a>
     })
 }
 
-/// Seals one message for its place in the archive.
+/// A message as its row has it: under the key of the thread, and below that under the key of an account that is locked.
+fn seal_message(
+    rng: &mut StdRng,
+    key: &DataKey,
+    account: Option<&AccountKey>,
+    (place, thread, owner): (&PlaceTerm<'_>, &[u8], &OwnerTerm<'_>),
+    content: &[u8],
+) -> Result<Vec<u8>, Reason> {
+    let context = place.context(thread, owner);
+    let Some(account) = account else {
+        return Ok(key.seal(rng, &context, content)?);
+    };
+    let mut owned = account.seal(rng, &place.owned_context(thread, owner), content)?;
+    owned.insert(0, OWNED);
+    Ok(key.seal(rng, &context, &owned)?)
+}
+
+fn open_message(
+    key: &DataKey,
+    account: Option<&AccountKey>,
+    (place, thread, owner): (&PlaceTerm<'_>, &[u8], &OwnerTerm<'_>),
+    sealed: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Reason> {
+    let content = key.open(&place.context(thread, owner), sealed)?;
+    match content.split_first() {
+        Some((&OWNED, owned)) => {
+            let account = account.ok_or(Reason::Locked)?;
+            Ok(account.open(&place.owned_context(thread, owner), owned)?)
+        }
+        _ => Ok(content),
+    }
+}
+
+fn account_key(
+    vault: &Vault,
+    account: &Row<Option<Account<'_>>>,
+) -> Result<Option<AccountKey>, Reason> {
+    account
+        .get()?
+        .as_ref()
+        .map(|account| vault.account_key(account))
+        .transpose()
+}
+
+/// Seals one message for its place in the archive, under the key of its owner's account too where one is given.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn archive_seal<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
     thread: Row<Thread<'a>>,
+    account: Row<Option<Account<'a>>>,
     owner: OwnerTerm<'a>,
     place: PlaceTerm<'a>,
     content: Binary<'a>,
@@ -66,9 +124,9 @@ fn archive_seal<'a>(
     seam::call(env, "archive_seal", || {
         let thread = thread.get()?;
         let key = vault.thread_key(thread)?;
-        let context = place.context(&thread.0, &owner);
-        let sealed = key.seal(&mut SysRng, &context, &content)?;
-        Ok::<_, Reason>(Bytes(sealed))
+        let account = account_key(&vault, &account)?;
+        let at = (&place, thread.0.as_slice(), &owner);
+        seal_message(&mut random()?, &key, account.as_ref(), at, &content).map(Bytes)
     })
 }
 
@@ -78,18 +136,50 @@ fn archive_open<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
     thread: Row<Thread<'a>>,
+    account: Row<Option<Account<'a>>>,
     owner: OwnerTerm<'a>,
     rows: Vec<Row<(PlaceTerm<'a>, Binary<'a>)>>,
 ) -> Term<'a> {
     seam::call(env, "archive_open", || {
         let thread = thread.get()?;
         let key = vault.thread_key(thread)?;
+        let account = account_key(&vault, &account)?;
         let open = |row: &Row<(PlaceTerm<'_>, Binary<'_>)>| {
             let (place, sealed) = row.get()?;
-            let content = key.open(&place.context(&thread.0, &owner), sealed)?;
+            let at = (place, thread.0.as_slice(), &owner);
+            let content = open_message(&key, account.as_ref(), at, sealed)?;
             // As a term at once, so that no page of plaintexts stands here beside the one in Elixir.
             Ok::<_, Reason>(Bytes(content.as_slice()).encode(env))
         };
         Ok::<_, Reason>(rows.iter().map(open).collect::<Vec<_>>())
+    })
+}
+
+/// Whose row it is, where it stands, and how it is sealed.
+type OwnedRow<'a> = (OwnerTerm<'a>, PlaceTerm<'a>, Binary<'a>);
+
+/// Seals messages of a thread anew: under another data key of the thread, and under another one of their owner's account or none.
+/// The new content of each, or why it does not open.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn archive_reseal<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    (before, after): (Row<Thread<'a>>, Row<Thread<'a>>),
+    (locked, relocked): (Row<Option<Account<'a>>>, Row<Option<Account<'a>>>),
+    rows: Vec<Row<OwnedRow<'a>>>,
+) -> Term<'a> {
+    seam::call(env, "archive_reseal", || {
+        let (before, after) = (before.get()?, after.get()?);
+        let (from, to) = (vault.thread_key(before)?, vault.thread_key(after)?);
+        let locked = account_key(&vault, &locked)?;
+        let relocked = account_key(&vault, &relocked)?;
+        let mut rng = random()?;
+        let mut reseal = |row: &Row<OwnedRow<'_>>| {
+            let (owner, place, sealed) = row.get()?;
+            let at = (place, before.0.as_slice(), owner);
+            let content = open_message(&from, locked.as_ref(), at, sealed)?;
+            seal_message(&mut rng, &to, relocked.as_ref(), at, &content).map(Bytes)
+        };
+        Ok::<_, Reason>(rows.iter().map(&mut reseal).collect::<Vec<_>>())
     })
 }

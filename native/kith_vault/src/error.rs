@@ -18,6 +18,9 @@ pub enum VaultError {
         /// The key id in the blob.
         id: KeyId,
     },
+    /// The data key is locked under a password.
+    #[error("the data key is locked under a password")]
+    Locked,
     /// The random number generator failed.
     #[error("the random number generator failed")]
     Random,
@@ -50,6 +53,22 @@ pub enum PasswordError {
     /// The parameters ask for more than the limits, or the password is too long.
     #[error("the parameters or the password are over their limits")]
     TooLarge,
+}
+
+/// Why a data key was not locked or unlocked.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+pub enum LockError {
+    /// What a password needs is not there, or the password is none.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    /// The blob does not open under the key-encryption keys, or the machine failed.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// It is another password.
+    #[error("the password is another one")]
+    WrongPassword,
 }
 
 /// Why a vault could not be set up.

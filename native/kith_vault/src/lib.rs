@@ -77,6 +77,25 @@
 //! | 23 + k | 32 | ciphertext | of the data key |
 //! | 55 + k | 16 | tag | of AES-256-GCM |
 //!
+//! ## Locked data key, 149 bytes and the key id
+//!
+//! A data key under a password, and that under a key-encryption key: neither of the two opens it alone. The header is
+//! that of a wrapped data key with the algorithm `0x11`; what its ciphertext holds is
+//!
+//! | offset | bytes | field | value |
+//! | --- | --- | --- | --- |
+//! | 0 | 12 | cost | memory in KiB, passes, parallelism of Argon2id (RFC 9106), 4 bytes each |
+//! | 12 | 16 | salt | random |
+//! | 28 | 32 | commitment | bytes 32 to 63 of what Argon2id gives |
+//! | 60 | 12 | nonce | random |
+//! | 72 | 32 | ciphertext | of the data key, under bytes 0 to 31 of what Argon2id gives |
+//! | 104 | 16 | tag | of AES-256-GCM, whose associated data is the data key id and the encoded [`Context`] |
+//!
+//! ## Token
+//!
+//! A data key that was unlocked, for a cookie: the header of a wrapped data key with the algorithm `0x12`, over 16 bytes of
+//! an id, 8 of a time, and the data key.
+//!
 //! ## Associated data
 //!
 //! The associated data of both is the header followed by the encoded [`Context`]:
@@ -115,7 +134,7 @@
 //! children and its user in `/proc`; a file of mode 0400 is the better source.
 //!
 //! AES-GCM does not commit to its key: someone who knows two keys can make one blob that opens under both. Here keys are
-//! random and named in the blob, so nobody outside gains from it. A key derived from a password would need a commitment.
+//! random and named in the blob, so nobody outside gains from it. A key derived from a password has one beside it.
 //!
 //! # What comes later, and where
 //!
@@ -135,15 +154,17 @@ mod data_key;
 mod error;
 mod key_encryption_key;
 mod key_id;
+mod lock;
 mod password;
 mod source;
 mod vault;
 
-pub use blob::{sealed_by, wrapped_by};
+pub use blob::{is_locked, sealed_by, wrapped_by};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
-pub use error::{ConfigError, KeyDefect, PasswordError, VaultError};
+pub use error::{ConfigError, KeyDefect, LockError, PasswordError, VaultError};
 pub use key_id::KeyId;
+pub use lock::{Token, UnlockedKey};
 pub use password::{PasswordHash, PasswordParameters};
 pub use source::Source;
 pub use vault::Vault;

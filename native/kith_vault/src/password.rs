@@ -100,6 +100,18 @@ fn argon2id(
         .map_err(|_| PasswordError::Malformed)
 }
 
+/// Fills `output` with what a password gives under a salt. The salt is of this use alone, so that the output says nothing of
+/// a [`PasswordHash`] of the same password.
+pub(crate) fn derive(
+    parameters: PasswordParameters,
+    password: &[u8],
+    salt: &[u8],
+    output: &mut [u8],
+) -> Result<(), PasswordError> {
+    PasswordHash::check(password)?;
+    argon2id(&parameters.context()?, password, salt, output)
+}
+
 /// Memory for Argon2. A failed allocation would abort, and with it the program this is a library of.
 fn blocks(count: usize) -> Result<Zeroizing<Box<[Block]>>, PasswordError> {
     let mut blocks = Vec::new();
@@ -163,13 +175,7 @@ impl PasswordHash {
         parameters: PasswordParameters,
         password: &[u8],
     ) -> Result<Self, PasswordError> {
-        if password.is_empty() {
-            return Err(PasswordError::Malformed);
-        }
-        if password.len() > Self::MAX_PASSWORD_BYTES {
-            return Err(PasswordError::TooLarge);
-        }
-
+        Self::check(password)?;
         let mut salt = [0; Self::SALT_BYTES];
         rng.try_fill_bytes(&mut salt)
             .map_err(|_| PasswordError::Random)?;
@@ -180,6 +186,16 @@ impl PasswordHash {
             salt: salt.into(),
             tag: tag.into(),
         })
+    }
+
+    fn check(password: &[u8]) -> Result<(), PasswordError> {
+        if password.is_empty() {
+            return Err(PasswordError::Malformed);
+        }
+        if password.len() > Self::MAX_PASSWORD_BYTES {
+            return Err(PasswordError::TooLarge);
+        }
+        Ok(())
     }
 
     /// Whether this is the hash of the password.

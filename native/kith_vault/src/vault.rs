@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     aead_key::KEY_BYTES,
-    blob::WrappedDataKey,
+    blob::{Wrapped, Wrapping},
     context::Context,
     data_key::{DataKey, DataKeyId},
     error::{ConfigError, VaultError},
@@ -75,11 +75,28 @@ impl Vault {
         rng.try_fill_bytes(key.as_mut_slice())
             .map_err(VaultError::random::<R>)?;
 
-        let mut wrapped = WrappedDataKey::header(DataKeyId::from_bytes(id), &self.current.id);
+        self.wrap(
+            rng,
+            context,
+            Wrapping::KeyEncryptionKey,
+            DataKeyId::from_bytes(id),
+            key.as_slice(),
+        )
+    }
+
+    pub(crate) fn wrap<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+        context: &Context,
+        wrapping: Wrapping,
+        id: DataKeyId,
+        content: &[u8],
+    ) -> Result<Vec<u8>, VaultError> {
+        let mut wrapped = Wrapped::header(wrapping, id, &self.current.id, content.len());
         let associated_data = context.associated_data(&wrapped);
         self.current
             .key
-            .seal(rng, &associated_data, key.as_slice(), &mut wrapped)?;
+            .seal(rng, &associated_data, content, &mut wrapped)?;
         Ok(wrapped)
     }
 
@@ -87,11 +104,25 @@ impl Vault {
     ///
     /// # Errors
     ///
-    /// [`VaultError::KeyNotFound`] if the vault does not hold the key it names, [`VaultError::CorruptedState`] if it does
-    /// not open.
+    /// [`VaultError::KeyNotFound`] if the vault does not hold the key it names, [`VaultError::Locked`] for one that is
+    /// locked under a password, [`VaultError::CorruptedState`] if it does not open.
     pub fn open_data_key(&self, context: &Context, wrapped: &[u8]) -> Result<DataKey, VaultError> {
-        let wrapped = WrappedDataKey::from_bytes(wrapped)?;
-        let Some(wrapping) = self
+        let (id, key) = self.unwrap(context, Wrapping::KeyEncryptionKey, wrapped)?;
+        let key = key
+            .as_slice()
+            .try_into()
+            .map_err(|_| VaultError::CorruptedState)?;
+        Ok(DataKey::new(id, key))
+    }
+
+    pub(crate) fn unwrap(
+        &self,
+        context: &Context,
+        wrapping: Wrapping,
+        blob: &[u8],
+    ) -> Result<(DataKeyId, Zeroizing<Vec<u8>>), VaultError> {
+        let wrapped = Wrapped::from_bytes(blob)?;
+        let Some(key) = self
             .keys()
             .find(|key| key.id.as_str().as_bytes() == wrapped.key_encryption_key_id)
         else {
@@ -99,15 +130,15 @@ impl Vault {
                 id: wrapped.key_encryption_key_id()?,
             });
         };
-
-        let key = wrapping
+        let content = key
             .key
             .open(&context.associated_data(wrapped.header), &wrapped.sealed)?;
-        let key = key
-            .as_slice()
-            .try_into()
-            .map_err(|_| VaultError::CorruptedState)?;
-        Ok(DataKey::new(wrapped.data_key_id, key))
+        // What it says it is, it is only now.
+        match wrapped.wrapping {
+            found if found == wrapping => Ok((wrapped.data_key_id, content)),
+            Wrapping::Locked => Err(VaultError::Locked),
+            Wrapping::KeyEncryptionKey | Wrapping::Token => Err(VaultError::CorruptedState),
+        }
     }
 
     /// The id of the key that wraps new data keys. A data key [`wrapped_by`](crate::wrapped_by) another one is due for

@@ -2,7 +2,7 @@ defmodule FamilyChat.Repo.Migrations.FamilyChat do
   use Ecto.Migration
 
   def up do
-    Kith.Migration.up(version: 2)
+    Kith.Migration.up(version: 3)
     Enum.each(FamilyChat.Schema.statements("BYTEA"), &execute/1)
   end
 

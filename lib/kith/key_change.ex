@@ -1,0 +1,222 @@
+defmodule Kith.KeyChange do
+  @moduledoc false
+  # Another data key for an account: everything that is sealed under the one before is sealed anew, in one transaction.
+  # What does not open stays as it is: nothing is written that was not authenticated.
+  #
+  # Messages of the archive are sealed under the data keys of their threads, and of a locked account under its own too. There
+  # may be very many, so they follow in transactions of their own: see own_archive/3.
+
+  import Kith.Unlocked, only: [is_locked: 1]
+
+  alias Kith.{Error, Instance, Unlocked}
+  alias Kith.Store.{Accounts, Keys}
+
+  # Rows that are sealed anew in one native call.
+  @batch 500
+
+  @type account :: {Kith.Address.user(), binary | reference}
+
+  @doc """
+  Seals what an account has under another data key of it, in the caller's transaction, which has locked the keys of the user
+  with `Kith.Store.Keys.lock/2`. Returns how many rows were written and how many did not open.
+  """
+  @spec reseal(Instance.t(), term, account, account) ::
+          {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
+  def reseal(instance, repo, {user, _} = before, changed) do
+    with {:ok, {key_id, retired}} <- native(instance, :account_retire, [before, changed]) do
+      sessions = Keys.sessions(repo, user)
+      rows = write(instance, repo, before, changed, Keys.rows(repo, user))
+      # With the braids as they are now.
+      resealed = Enum.zip(sessions, Keys.sessions(repo, user))
+      {written, refused} = write_sessions(instance, repo, before, changed, resealed, rows)
+      # The key of before joins those that were retired earlier.
+      Keys.insert_retired(repo, user, key_id, retired)
+      {:ok, %{resealed: written, refused: refused}}
+    end
+  end
+
+  defp write(instance, repo, before, changed, rows) do
+    rows
+    |> Enum.chunk_every(@batch)
+    |> Enum.reduce({0, 0}, fn rows, counts ->
+      placed = for row <- rows, do: {row.kind, row.fields, row.fields, row.bytes}
+      results = resealed(instance, before, changed, placed)
+
+      Enum.zip(rows, results)
+      |> Enum.reduce(counts, fn
+        {row, {:ok, bytes}}, {written, refused} ->
+          Keys.put(repo, row, bytes)
+          {written + 1, refused}
+
+        {_row, {:error, _}}, {written, refused} ->
+          {written, refused + 1}
+      end)
+    end)
+  end
+
+  # After their braids, to whose tags they are bound. At another generation, so that whoever has read one before does not
+  # write on.
+  defp write_sessions(instance, repo, before, changed, sessions, counts) do
+    Enum.reduce(sessions, counts, fn {{key, generation, state, braid}, {key, _, _, new_braid}},
+                                     {written, refused} ->
+      pair = for {_, value} <- key, do: value
+      fields = {pair ++ [generation, tag(braid)], pair ++ [generation + 1, tag(new_braid)]}
+      row = {"session", elem(fields, 0), elem(fields, 1), state}
+
+      case resealed(instance, before, changed, [row]) do
+        [{:ok, bytes}] ->
+          changes = [{"state", {:blob, bytes}}, {"generation", generation + 1}]
+          Keys.put(repo, "signal_sessions", key, changes)
+          {written + 1, refused}
+
+        [{:error, _}] ->
+          {written, refused + 1}
+      end
+    end)
+  end
+
+  # As the native library reads it: the end of the sealed braid, or nothing.
+  defp tag(braid) when is_binary(braid) and byte_size(braid) >= 16,
+    do: binary_part(braid, byte_size(braid), -16)
+
+  defp tag(_none), do: ""
+
+  defp resealed(instance, before, changed, rows) do
+    case Instance.sealed(instance, :rows_reseal, [before, changed, rows]) do
+      {:ok, results} -> results
+      {:error, reason} -> raise Error.new(reason)
+    end
+  end
+
+  @doc """
+  Sees to it that the messages a user has in the archive are sealed under the data key their account has now, if it is locked,
+  and under that of their thread alone if it is not. Goes on where it was interrupted. Returns how many were written and
+  how many did not open.
+  """
+  @spec own_archive(Instance.t(), Kith.Address.user()) ::
+          {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
+  def own_archive(instance, user, after_place \\ {0, ""}, counts \\ {0, 0}) do
+    result =
+      Instance.transaction(instance, fn repo ->
+        Accounts.lock(repo, user)
+        {own_page(instance, repo, user, after_place), []}
+      end)
+
+    case result do
+      {:ok, {:more, place, {written, refused}}} ->
+        {all_written, all_refused} = counts
+        own_archive(instance, user, place, {all_written + written, all_refused + refused})
+
+      {:ok, :done} ->
+        {written, refused} = counts
+        {:ok, %{resealed: written, refused: refused}}
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  defp own_page(instance, repo, user, after_place) do
+    case Accounts.data_key(repo, user) do
+      nil ->
+        {:ok, :done}
+
+      data_key ->
+        wanted = if is_locked(data_key), do: Keys.key_id(data_key)
+
+        case Keys.misowned(repo, user, wanted, after_place, @batch) do
+          [] ->
+            {:ok, :done}
+
+          rows ->
+            account = {user, data_key}
+            counts = own_rows(instance, repo, account, wanted, rows)
+            [_, _, _, _, position, message_id | _] = List.last(rows)
+            {:ok, {:more, {position, message_id}, counts}}
+        end
+    end
+  end
+
+  # Those of one thread, that are sealed alike, in one native call.
+  defp own_rows(instance, repo, account, wanted, rows) do
+    rows
+    |> Enum.group_by(fn [_, thread, key, previous, _, _, _, _, _, _, owner_key_id, content] ->
+      {thread, Keys.thread_key(key, previous, content), owner_key_id}
+    end)
+    |> Enum.reduce({0, 0}, fn {{thread, key, owner_key_id}, rows}, counts ->
+      threads = {{thread, key}, {thread, key}}
+      # In a tuple, where Instance.sealed/3 does not look for those that are unlocked.
+      accounts =
+        {owner(instance, repo, account, owner_key_id),
+         wanted && Unlocked.account(instance, account)}
+
+      case Instance.sealed(instance, :archive_reseal, [
+             threads,
+             accounts,
+             Enum.map(rows, &owned(elem(account, 0), &1))
+           ]) do
+        {:ok, results} -> put_contents(repo, account, wanted, Enum.zip(rows, results), counts)
+        {:error, :locked} -> raise Error.new(:locked)
+        {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
+      end
+    end)
+  end
+
+  defp put_contents(repo, {user, _}, wanted, rows, counts) do
+    Enum.reduce(rows, counts, fn
+      {[device, _, _, _, _, message_id, _, _, _, _, _, content], {:ok, resealed}},
+      {written, refused} ->
+        changed = Keys.put_content(repo, {user, device}, message_id, content, resealed, wanted)
+        {written + changed, refused}
+
+      {_row, {:error, _}}, {written, refused} ->
+        {written, refused + 1}
+    end)
+  end
+
+  defp owned(user, [
+         device,
+         _,
+         _,
+         _,
+         position,
+         message_id,
+         peer,
+         peer_device,
+         sent_at,
+         expires_at,
+         _,
+         content
+       ]) do
+    place = %{
+      position: position,
+      message_id: message_id,
+      sender: if(peer == nil and peer_device == nil, do: nil, else: {peer, peer_device}),
+      sent_at: sent_at,
+      expires_at: expires_at
+    }
+
+    {{user, device}, place, content}
+  end
+
+  # The account under whose key a message lies: with the key it has now, or with one it had before.
+  defp owner(_instance, _repo, _account, nil), do: nil
+
+  defp owner(instance, repo, {user, data_key} = account, key_id) do
+    if key_id == Keys.key_id(data_key) do
+      Unlocked.account(instance, account)
+    else
+      with retired when retired != nil <- Keys.retired_key(repo, user, key_id),
+           {:ok, unlocked} <-
+             Instance.sealed(instance, :account_retired, [account, key_id, retired]) do
+        {user, unlocked}
+      else
+        {:error, :locked} -> raise Error.new(:locked)
+        _ -> account
+      end
+    end
+  end
+
+  defp native(instance, function, arguments),
+    do: Error.from_native(Instance.sealed(instance, function, arguments))
+end

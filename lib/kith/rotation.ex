@@ -1,0 +1,128 @@
+defmodule Kith.Rotation do
+  @moduledoc false
+  # Data keys under the current key-encryption key, and old data keys replaced. Where it was interrupted is in the rows
+  # themselves: each names the key it is under.
+
+  alias Kith.{AccountLock, Error, Instance, Telemetry}
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys}
+
+  @batch 100
+
+  def run(instance, options) do
+    Telemetry.span([:kith, :keys, :rotate], %{instance: instance.name}, fn ->
+      counts = %{rewrapped: 0, current: 0, refused: 0, rotated: 0, remaining: %{}}
+
+      result =
+        with {:ok, counts} <- each(instance, :account, "", counts, options),
+             {:ok, counts} <- each(instance, :thread, "", counts, options),
+             do: age(instance, counts, options)
+
+      counts = with {:ok, counts} <- result, do: counts, else: (_ -> counts)
+
+      {result, Map.take(counts, [:rewrapped, :current, :refused, :rotated]),
+       Telemetry.outcome(result)}
+    end)
+  end
+
+  # A page of accounts or threads in a transaction.
+  defp each(instance, kind, place, counts, options) do
+    result =
+      Instance.transaction(instance, fn repo ->
+        rows = keys(repo, kind, place)
+
+        {{:ok, {rows, Enum.reduce(rows, counts, &rewrap(instance, repo, kind, &1, &2, options))}},
+         []}
+      end)
+
+    case result do
+      {:ok, {[], counts}} ->
+        {:ok, counts}
+
+      {:ok, {rows, counts}} ->
+        if fun = options[:progress], do: fun.(counts)
+        {last, _} = List.last(rows)
+        each(instance, kind, last, counts, options)
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  defp keys(repo, :account, place), do: Accounts.data_keys(repo, place, @batch)
+  defp keys(repo, :thread, place), do: ArchivedMessages.data_keys(repo, place, @batch)
+
+  defp rewrap(instance, repo, kind, {id, data_key}, counts, options) do
+    case native(instance, kind, id, data_key) do
+      {:ok, nil} ->
+        count(counts, :current)
+
+      {:ok, rewrapped} ->
+        # Somebody who changed it meanwhile has wrapped it under the current key.
+        if not Keyword.get(options, :dry_run, false), do: put(repo, kind, id, data_key, rewrapped)
+        count(counts, :rewrapped)
+
+      {:error, :panic} ->
+        raise Error.new(:panic)
+
+      {:error, _} ->
+        counts = count(counts, :refused)
+        %{counts | remaining: Map.update(counts.remaining, wrapped_by(data_key), 1, &(&1 + 1))}
+    end
+  end
+
+  defp native(instance, :account, user, data_key),
+    do: Instance.native(instance, :account_rewrap, [instance.vault, user, data_key, false])
+
+  defp native(instance, :thread, thread, data_key),
+    do: Instance.native(instance, :thread_rewrap, [instance.vault, thread, data_key])
+
+  defp put(repo, :account, user, before, data_key),
+    do: Keys.put_data_key(repo, user, before, data_key, nil)
+
+  defp put(repo, :thread, thread, before, data_key),
+    do: ArchivedMessages.put_data_key(repo, thread, before, data_key)
+
+  # Not authenticated: it is what a damaged row says.
+  defp wrapped_by(<<1, _, _::binary-8, size, id::binary-size(size), _::binary>>),
+    do: if(String.printable?(id), do: id, else: "?")
+
+  defp wrapped_by(_other), do: "?"
+
+  defp count(counts, key), do: Map.update!(counts, key, &(&1 + 1))
+
+  # The age policy, an account at a time.
+  defp age(instance, counts, options) do
+    case {options[:older_than], options[:dry_run]} do
+      {nil, _} -> {:ok, counts}
+      {seconds, dry_run} -> replace_old(instance, "", seconds, dry_run, counts, options)
+    end
+  end
+
+  defp replace_old(instance, place, seconds, dry_run, counts, options) do
+    before = Instance.now(instance) - seconds * 1_000
+
+    case Instance.transaction(instance, &{{:ok, Keys.old(&1, place, before, @batch)}, []}) do
+      {:ok, []} ->
+        {:ok, counts}
+
+      {:ok, users} ->
+        counts = Enum.reduce(users, counts, &replace(instance, &1, dry_run, &2))
+        if fun = options[:progress], do: fun.(counts)
+        replace_old(instance, List.last(users), seconds, dry_run, counts, options)
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  defp replace(_instance, _user, true, counts), do: count(counts, :rotated)
+
+  defp replace(instance, user, _dry_run, counts) do
+    case AccountLock.rotate(instance, user) do
+      {:ok, _} -> count(counts, :rotated)
+      # Nobody but its user can.
+      {:error, %Error{reason: :locked}} -> counts
+      {:error, _} -> count(counts, :refused)
+    end
+  end
+end

@@ -1,0 +1,95 @@
+defmodule Kith.Unlocked do
+  @moduledoc false
+  # The data keys of accounts that are locked under a password, while they are unlocked on this node. Elixir holds
+  # references; the keys are in the native library, which forgets them when it is told to.
+  #
+  # A key is found by the locked one as the database has it. So whoever writes that anew, under another password or only
+  # anew, has locked the account on every node.
+
+  alias Kith.{Instance, Native}
+
+  # Each is some hundred bytes. What is beyond is the one that would have been locked next.
+  @max 10_000
+
+  @doc "For an instance that starts. The table goes with the process that made it, and the keys with the table."
+  def new, do: :ets.new(__MODULE__, [:set, :public, read_concurrency: true])
+
+  @doc "Whether a data key, as the database has it, is locked."
+  defguard is_locked(data_key)
+           when is_binary(data_key) and binary_part(data_key, 0, 2) == <<1, 0x11>>
+
+  @doc "The account as native calls take it: with the unlocked key, where there is one."
+  def account(%Instance{unlocked: table} = instance, {user, data_key} = account)
+      when is_locked(data_key) and table != nil do
+    case :ets.lookup(table, user) do
+      [{^user, ^data_key, unlocked, expires_at}] ->
+        if expires_at > Instance.now(instance) do
+          {user, unlocked}
+        else
+          close(instance, user)
+          account
+        end
+
+      # The one of before it was locked again, by somebody else.
+      [{^user, _another, _unlocked, _expires_at}] ->
+        close(instance, user)
+        account
+
+      [] ->
+        account
+    end
+  end
+
+  def account(_instance, account), do: account
+
+  @doc "When an account that is unlocked here will be locked, in milliseconds since 1970; nil where it is locked."
+  def expires_at(instance, {user, data_key}) do
+    case account(instance, {user, data_key}) do
+      {^user, ^data_key} -> nil
+      {^user, _unlocked} -> :ets.lookup_element(instance.unlocked, user, 4)
+    end
+  end
+
+  @doc "Keeps a key until a time. One that was there before is forgotten, and lends the later of the two times."
+  def put(instance, {user, data_key}, unlocked, expires_at) do
+    before = :ets.lookup(instance.unlocked, user)
+
+    expires_at =
+      case before do
+        [{_, ^data_key, _, other}] -> max(other, expires_at)
+        _ -> expires_at
+      end
+
+    :ets.insert(instance.unlocked, {user, data_key, unlocked, expires_at})
+    for {_, _, other, _} <- before, other != unlocked, do: Native.account_close(other)
+    if :ets.info(instance.unlocked, :size) > @max, do: evict(instance)
+    expires_at
+  end
+
+  @doc "Forgets the key of a user on this node."
+  def close(%Instance{unlocked: table}, user) do
+    for {_, _, unlocked, _} <- :ets.take(table, user), do: Native.account_close(unlocked)
+    :ok
+  end
+
+  @doc "Forgets those whose time is over."
+  def sweep(%Instance{unlocked: table} = instance) do
+    now = Instance.now(instance)
+
+    for user <- :ets.select(table, [{{:"$1", :_, :_, :"$2"}, [{:"=<", :"$2", now}], [:"$1"]}]),
+        do: close(instance, user)
+
+    :ok
+  end
+
+  defp evict(%Instance{unlocked: table} = instance) do
+    {user, _} =
+      :ets.foldl(
+        fn {user, _, _, at}, {_, least} = found -> if at < least, do: {user, at}, else: found end,
+        {nil, :infinity},
+        table
+      )
+
+    close(instance, user)
+  end
+end

@@ -1,0 +1,384 @@
+defmodule Kith.AccountLockTest do
+  use Kith.Case, async: true
+  use Kith.Test.Stores
+
+  alias Kith.{Envelope, Instance, Native}
+
+  @cheap [memory: 8_192, passes: 1, parallelism: 1]
+  @password "correct horse battery"
+
+  setup context do
+    options = [
+      archive: true,
+      one_time_prekeys: 5,
+      one_time_kyber_prekeys: 2,
+      replenish_below: 0,
+      name: make_ref()
+    ]
+
+    options = defaults(Keyword.merge(options, Map.get(context, :options, [])))
+    kith = start_kith!(options)
+    converse!(kith, "anna", "ben")
+    %{kith: kith, options: options}
+  end
+
+  defp lock!(kith, user, password \\ @password),
+    do: Kith.lock_with_password!(kith, user, password, @cheap)
+
+  defp texts(kith, user, thread),
+    do: for(message <- Kith.history!(kith, user, thread).messages, do: message.plaintext)
+
+  describe "an account that is locked under a password" do
+    test "goes on while it is unlocked, with the sessions, the keys and the history it had", %{
+      kith: kith
+    } do
+      late = encrypt_one!(kith, "ben", "anna", "on its way")
+      note = encrypt_one!(kith, "anna", "anna", "note")
+      before = Kith.safety_number!(kith, "anna", "ben")
+      assert %{refused: 0, resealed: resealed} = lock!(kith, "anna")
+      assert resealed > 10
+      assert {:ok, {:unlocked, _}} = Kith.lock_state(kith, "anna")
+
+      assert Kith.safety_number!(kith, "anna", "ben") == before
+      assert Kith.decrypt!(kith, "anna", late) == "on its way"
+      assert send!(kith, "anna", "ben", "still here") == "still here"
+      assert Kith.session_info!(kith, "anna", "ben").current.version == 4
+      assert Kith.decrypt!(kith, "anna", note) == "note"
+
+      assert texts(kith, "anna", {:direct, "ben"}) ==
+               ["hello", "hi", "well", "on its way", "still here"]
+    end
+
+    test "does nothing while it is locked, loses nothing, and is written to by others", %{
+      kith: kith
+    } do
+      lock!(kith, "anna")
+      assert Kith.lock!(kith, "anna") == :locked
+      assert Kith.lock_state!(kith, "anna") == :locked
+      envelope = encrypt_one!(kith, "ben", "anna", "for later")
+      before = dump(kith)
+
+      for result <- [
+            Kith.encrypt(kith, "anna", "ben", "x"),
+            Kith.encrypt(kith, "anna", "anna", "x"),
+            Kith.encrypt_group(kith, "anna", ["ben"], "x", thread: "t"),
+            Kith.decrypt(kith, "anna", envelope),
+            Kith.history(kith, "anna", {:direct, "ben"}),
+            Kith.safety_number(kith, "anna", "ben"),
+            Kith.session_info(kith, "anna", "ben"),
+            Kith.trust(kith, "anna", "ben"),
+            Kith.unlock_token(kith, "anna"),
+            Kith.rotate_data_key(kith, "anna"),
+            Kith.lock_with_password(kith, "anna", "another password", @cheap)
+          ] do
+        assert reason(result) == :locked
+      end
+
+      assert dump(kith) == before
+      assert {:ok, _} = Kith.unlock(kith, "anna", @password)
+      assert Kith.decrypt!(kith, "anna", envelope) == "for later"
+      assert send!(kith, "anna", "ben", "back") == "back"
+      assert List.last(texts(kith, "anna", {:direct, "ben"})) == "back"
+    end
+
+    test "is opened by its password and by nothing else", %{kith: kith} do
+      lock!(kith, "anna")
+      Kith.lock!(kith, "anna")
+
+      for wrong <- ["correct horse batter", "x"],
+          do: assert(reason(Kith.unlock(kith, "anna", wrong)) == :wrong_password)
+
+      assert reason(Kith.unlock(kith, "anna", "")) == :malformed
+      assert reason(Kith.unlock(kith, "anna", String.duplicate("x", 1_025))) == :too_large
+      # No success, or a login that asks nothing else would need no password.
+      assert reason(Kith.unlock(kith, "ben", @password)) == :key_not_found
+      assert reason(Kith.lock(kith, "ben")) == :key_not_found
+      assert reason(Kith.unlock(kith, "nobody", @password)) == :not_registered
+      assert Kith.lock_state!(kith, "ben") == :open
+      assert Kith.lock_state!(kith, "anna") == :locked
+    end
+
+    test "opens nothing for a thief of the database and of every key of the server", %{
+      kith: kith,
+      options: options
+    } do
+      stolen_before = sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'")
+      lock!(kith, "anna")
+      send!(kith, "ben", "anna", "a secret")
+      Kith.lock!(kith, "anna")
+
+      # The thief has the vault, as it is opened, and every row; also the data key of a backup of before.
+      instance = Instance.fetch!(kith)
+      [[locked]] = sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'")
+
+      identities =
+        sql!(
+          kith,
+          "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'"
+        )
+
+      for [data_key] <- [[locked] | stolen_before],
+          [identity] <- identities,
+          {kind, fields, bytes} <- [{"identity", ["anna", 1], identity}] do
+        row = {kind, fields, fields, bytes}
+        account = {"anna", data_key}
+
+        case Native.rows_reseal(instance.vault, account, account, [row]) do
+          {:ok, [{:error, :corrupted_state}]} -> :ok
+          {:error, :locked} -> :ok
+        end
+      end
+
+      # A thread's key opens with the server's keys; what lies below it does not.
+      [[thread, data_key]] = sql!(kith, "SELECT thread_id, data_key FROM signal_threads")
+
+      rows =
+        sql!(kith, """
+        SELECT position, message_id, peer_id, peer_device_id, sent_at, expires_at, content, owner_key_id
+        FROM signal_archived_messages WHERE user_id = 'anna'
+        """)
+
+      assert length(rows) == 4
+
+      for [position, id, peer, peer_device, sent_at, expires_at, content, owner] <- rows do
+        assert owner != nil
+
+        place = %{
+          position: position,
+          message_id: id,
+          sender: peer && {peer, peer_device},
+          sent_at: sent_at,
+          expires_at: expires_at
+        }
+
+        arguments = [{thread, data_key}, nil, {"anna", 1}, [{place, content}]]
+
+        assert {:ok, [{:error, :locked}]} =
+                 apply(Native, :archive_open, [instance.vault | arguments])
+
+        for [before] <- stolen_before do
+          arguments = [{thread, data_key}, {"anna", before}, {"anna", 1}, [{place, content}]]
+
+          assert {:ok, [{:error, :corrupted_state}]} =
+                   apply(Native, :archive_open, [instance.vault | arguments])
+        end
+      end
+
+      # Another node, or this one after a restart, is as locked.
+      stop_kith!(kith)
+      kith = start_kith!(options)
+      assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :locked
+      assert {:ok, _} = Kith.unlock(kith, "anna", @password)
+      assert "a secret" in texts(kith, "anna", {:direct, "ben"})
+    end
+
+    test "is locked on every node at once, and by the end of its time" do
+      ahead = :atomics.new(1, [])
+      clock = fn -> System.system_time(:millisecond) + :atomics.get(ahead, 1) end
+      kith = start_kith!(clock: clock, unlocked_for: 60)
+      register!(kith, ["anna"])
+      lock!(kith, "anna")
+      assert {:ok, {:unlocked, _}} = Kith.lock_state(kith, "anna")
+      :atomics.add(ahead, 1, 61_000)
+      assert Kith.lock_state!(kith, "anna") == :locked
+
+      until = Kith.unlock!(kith, "anna", @password, for: 10)
+      assert_in_delta until, clock.() + 10_000, 5_000
+      # To unlock it again does not shorten the time.
+      assert Kith.unlock!(kith, "anna", @password, for: 5) == until
+      :atomics.add(ahead, 1, 11_000)
+      assert reason(Kith.encrypt(kith, "anna", "anna", "x")) == :locked
+
+      # What another node does is to write the row.
+      Kith.unlock!(kith, "anna", @password)
+      [[locked]] = sql!(kith, "SELECT data_key FROM signal_accounts")
+      instance = Instance.fetch!(kith)
+      {:ok, anew} = Native.account_rewrap(instance.vault, "anna", locked, true)
+      blob = if store() == :postgres, do: anew, else: {:blob, anew}
+      sql!(kith, "UPDATE signal_accounts SET data_key = $1", [blob])
+      assert Kith.lock_state!(kith, "anna") == :locked
+    end
+
+    test "gets the prekeys it could not be given when it is unlocked", %{kith: kith} do
+      lock!(kith, "anna")
+      Kith.lock!(kith, "anna")
+      for _ <- 1..5, do: Kith.pre_key_bundle!(kith, "anna")
+      assert Kith.prekey_count!(kith, "anna") == 0
+      # Nobody else can make them, and nothing failed.
+      assert {:ok, %{failed: 0}} = Kith.maintain(kith)
+      Kith.unlock!(kith, "anna", @password)
+      Kith.Maintenance.await(kith)
+      assert Kith.prekey_count!(kith, "anna") == 5
+    end
+
+    test "can be unregistered, and so can those it talks to", %{kith: kith} do
+      lock!(kith, "anna")
+      Kith.lock!(kith, "anna")
+      assert Kith.unregister!(kith, "ben") == :unregistered
+      Kith.register!(kith, "ben")
+      Kith.unlock!(kith, "anna", @password)
+      assert reason(Kith.encrypt(kith, "anna", "ben", "x")) == :untrusted_identity
+      Kith.trust!(kith, "anna", "ben")
+      assert send!(kith, "anna", "ben", "hello again") == "hello again"
+      Kith.lock!(kith, "anna")
+      assert Kith.unregister!(kith, "anna") == :unregistered
+      assert sql!(kith, "SELECT 1 FROM signal_retired_keys") == []
+      assert %{} = Kith.register!(kith, "anna")
+      assert Kith.lock_state!(kith, "anna") == :open
+    end
+  end
+
+  describe "another password" do
+    test "opens what the one before did, and that one nothing", %{kith: kith} do
+      lock!(kith, "anna")
+
+      row =
+        &sql!(&1, "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'")
+
+      before = row.(kith)
+
+      assert reason(Kith.change_password(kith, "anna", "wrong one", "new password", @cheap)) ==
+               :wrong_password
+
+      assert {:ok, _} = Kith.change_password(kith, "anna", @password, "new password", @cheap)
+      # Nothing was sealed anew.
+      assert row.(kith) == before
+      assert send!(kith, "anna", "ben", "x") == "x"
+      Kith.lock!(kith, "anna")
+      assert reason(Kith.unlock(kith, "anna", @password)) == :wrong_password
+      assert {:ok, _} = Kith.unlock(kith, "anna", "new password")
+    end
+
+    test "or none: the account opens with the keys of the server again", %{kith: kith} do
+      lock!(kith, "anna")
+      Kith.lock!(kith, "anna")
+      assert reason(Kith.remove_password(kith, "anna", "wrong one")) == :wrong_password
+      assert %{refused: 0, resealed: 3} = Kith.remove_password!(kith, "anna", @password)
+      assert Kith.lock_state!(kith, "anna") == :open
+      assert send!(kith, "anna", "ben", "x") == "x"
+      assert texts(kith, "anna", {:direct, "ben"}) == ["hello", "hi", "well", "x"]
+    end
+  end
+
+  describe "a token" do
+    test "unlocks until it is over, revoked, or the account is locked", %{kith: kith} do
+      lock!(kith, "anna")
+      token = Kith.unlock_token!(kith, "anna")
+      Kith.lock!(kith, "anna", keep_tokens: true)
+      assert {:ok, _} = Kith.unlock_with_token(kith, "anna", token)
+      assert send!(kith, "anna", "ben", "x") == "x"
+
+      # Of another user it is worth nothing, and neither is a changed one.
+      Kith.lock_with_password!(kith, "ben", @password, @cheap)
+      Kith.lock!(kith, "ben")
+      assert reason(Kith.unlock_with_token(kith, "ben", token)) == :wrong_password
+
+      for at <- 0..(byte_size(token) - 2) do
+        changed = replace_at(token, at)
+
+        assert reason(Kith.unlock_with_token(kith, "anna", changed)) in [
+                 :wrong_password,
+                 :malformed
+               ]
+      end
+
+      assert Kith.revoke_token!(kith, "anna", token) == 1
+      assert reason(Kith.unlock_with_token(kith, "anna", token)) == :wrong_password
+
+      other = Kith.unlock_token!(kith, "anna")
+      Kith.lock!(kith, "anna")
+      assert reason(Kith.unlock_with_token(kith, "anna", other)) == :wrong_password
+      assert reason(Kith.unlock_with_token(kith, "anna", "junk!")) == :malformed
+      assert reason(Kith.unlock_token(kith, "anna")) == :locked
+    end
+
+    test "ends with the password it was made under", %{kith: kith} do
+      lock!(kith, "anna")
+      token = Kith.unlock_token!(kith, "anna", for: 60)
+      Kith.change_password!(kith, "anna", @password, "new password", @cheap)
+      assert reason(Kith.unlock_with_token(kith, "anna", token)) == :wrong_password
+    end
+  end
+
+  describe "rotate_data_key/2" do
+    test "seals everything anew, and what is on its way opens", %{kith: kith} do
+      late = for n <- 1..3, do: encrypt_one!(kith, "ben", "anna", "late #{n}")
+      last = encrypt_one!(kith, "ben", "anna", "last")
+      # Its keys are skipped ones then.
+      assert Kith.decrypt!(kith, "anna", last) == "last"
+      Kith.reset_session!(kith, "anna", "ben")
+      note = encrypt_one!(kith, "anna", "anna", "a note")
+
+      [[before]] = sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'")
+      assert %{refused: 0} = Kith.rotate_data_key!(kith, "anna")
+      assert %{refused: 0} = Kith.rotate_data_key!(kith, "anna")
+      [[now]] = sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'")
+      assert binary_part(before, 2, 8) != binary_part(now, 2, 8)
+
+      for {envelope, n} <- Enum.with_index(late, 1),
+          do: assert(Kith.decrypt!(kith, "anna", envelope) == "late #{n}")
+
+      assert send!(kith, "anna", "ben", "on") == "on"
+      assert send!(kith, "ben", "anna", "and on") == "and on"
+      assert Kith.decrypt!(kith, "anna", note) == "a note"
+      assert {:ok, checks} = Kith.doctor(kith)
+      assert Enum.all?(checks, fn {_, state, _} -> state != :error end)
+    end
+
+    test "leaves what does not open as it is, and counts it", %{kith: kith} do
+      sql!(
+        kith,
+        "UPDATE signal_prekeys SET private_key_encrypted = $1 WHERE user_id = 'anna' AND prekey_id = 1 AND kind = 'signed'",
+        [
+          if(store() == :postgres, do: "junk", else: {:blob, "junk"})
+        ]
+      )
+
+      [[rows]] =
+        sql!(
+          kith,
+          "SELECT COUNT(*) FROM signal_prekeys WHERE user_id = 'anna' AND private_key_encrypted IS NOT NULL"
+        )
+
+      assert %{refused: refused, resealed: resealed} = Kith.rotate_data_key!(kith, "anna")
+      assert refused in 0..1
+      assert resealed > rows - 2
+      assert send!(kith, "anna", "ben", "x") == "x"
+    end
+
+    test "while messages go to and fro loses none and tells nobody of damage", %{kith: kith} do
+      parent = self()
+
+      traffic =
+        for {from, to} <- [{"anna", "ben"}, {"ben", "anna"}] do
+          Task.async(fn ->
+            for n <- 1..30 do
+              {:ok, [envelope]} = Kith.encrypt(kith, from, to, "#{from} #{n}")
+              assert {:ok, _} = Kith.decrypt(kith, to, Envelope.to_binary(envelope))
+              if rem(n, 5) == 0, do: send(parent, :more)
+            end
+          end)
+        end
+
+      for _ <- 1..6, user <- ["anna", "ben"] do
+        receive do: (:more -> :ok)
+        assert {:ok, %{refused: 0}} = Kith.rotate_data_key(kith, user)
+      end
+
+      Task.await_many(traffic, 60_000)
+    end
+
+    test "is undone with the application's transaction", %{kith: kith} do
+      before = dump(kith)
+      assert {:ok, _} = undone!(kith, fn -> Kith.rotate_data_key(kith, "anna") end)
+      assert dump(kith) == before
+      assert send!(kith, "anna", "ben", "x") == "x"
+    end
+  end
+
+  defp replace_at(text, at) do
+    <<before::binary-size(at), character, rest::binary>> = text
+    other = if character == ?A, do: ?B, else: ?A
+    <<before::binary, other, rest::binary>>
+  end
+end
