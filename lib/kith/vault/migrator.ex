@@ -52,7 +52,7 @@ defmodule Kith.Vault.Migrator do
 
     * `:dry_run` - `true` writes nothing. What would be upgraded is counted as `:outdated`.
     * `:batch` - rows of one page, 1 to 1,000. Default 100.
-    * `:after` - a cursor: start behind this primary key.
+    * `:after` - a cursor, as a report has it: start behind this primary key.
     * `:on_progress` - a function that takes the report so far, after each page.
     * `:on_refused` - a function that takes each refusal, `%{key: [id], column: "email", reason: :corrupted_state}`.
     * `:check` - a function of the column and the plaintext, `true` if it is plausible.
@@ -166,7 +166,7 @@ defmodule Kith.Vault.Migrator do
   defp rows(run, rows, report, fun) do
     Enum.reduce_while(rows, {:ok, report}, fn {key, _values} = row, {:ok, report} ->
       case fun.(run, row, report) do
-        {:ok, report} -> {:cont, {:ok, %{report | rows: report.rows + 1, cursor: plain(key)}}}
+        {:ok, report} -> {:cont, {:ok, %{report | rows: report.rows + 1, cursor: key}}}
         error -> {:halt, error}
       end
     end)
