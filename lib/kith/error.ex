@@ -10,14 +10,14 @@ defmodule Kith.Error do
   | `:duplicate` | the message was opened before, or the record was imported before | ignore it; `Kith.recover/4` knows when not to |
   | `:tampered` | a MAC, a padding or a signature is wrong, or one side went back to an older state | do not show it; log a security event; `Kith.recover/4` |
   | `:out_of_sync` | the message is more than 25,000 ahead, or says so: anyone can forge one | drop it; `Kith.recover/4` |
-  | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys`, or use the place that holds the private keys |
+  | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys` (of a `Kith.Vault`, the retired cipher into `:ciphers`), or use the place that holds the private keys |
   | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
   | `:unknown_prekey` | the message was made from a prekey that is not held | `Kith.recover/4`: the peer starts anew from a fresh bundle |
-  | `:malformed` | the bytes are no message, envelope, bundle, key pair, record or password hash | drop them |
+  | `:malformed` | the bytes are no message, envelope, bundle, key pair, record, password hash or field, or a field no value of its type | drop them |
   | `:unsupported_version` | the version is unknown, refused by `:minimum_version`, or lower than the peer was seen with; or the peer has no Kyber prekey | have the older side upgraded |
   | `:too_large` | a plaintext, a group, a bundle or a password is over its limit | send less at once |
   | `:locked` | the account is locked | unlock it |
-  | `:corrupted_state` | a sealed row does not open: damaged, copied or restored | write again: a session that does not open is replaced; `Kith.recover/4` after a failed decrypt |
+  | `:corrupted_state` | a sealed row or an encrypted field does not open: damaged, copied, restored, or under another key of the same name | write again: a session that does not open is replaced; `Kith.recover/4` after a failed decrypt. Of a field, look at the keys first: nothing is lost yet |
   | `:stale` | others kept changing the same session | call again |
   | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
   | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
@@ -111,7 +111,7 @@ defmodule Kith.Error do
 
   defp describe(:key_not_found),
     do:
-      "a key this needs is not here; put the retired key back into :keys, or call where the private keys are"
+      "a key this needs is not here; put the retired key back into the configuration, or call where the private keys are"
 
   defp describe(:untrusted_identity),
     do:
@@ -122,7 +122,8 @@ defmodule Kith.Error do
       "the message was made from a prekey that is not held; Kith.recover/4 asks the peer to send it again from a fresh bundle"
 
   defp describe(:malformed),
-    do: "these bytes are not what they should be: a message, an envelope or a bundle; drop them"
+    do:
+      "these bytes are not what they should be, such as a message, an envelope, a bundle or a field; drop them"
 
   defp describe(:unsupported_version),
     do: "this version of the protocol is unknown or refused; have the older side upgraded"
@@ -134,7 +135,7 @@ defmodule Kith.Error do
 
   defp describe(:corrupted_state),
     do:
-      "a sealed row does not open: it was damaged, copied or restored; the next message to the peer starts a new session, and Kith.recover/4 puts a damaged one away"
+      "what is sealed does not open: it was damaged, copied, restored or sealed under another key; of a session, the next message starts a new one, and Kith.recover/4 puts a damaged one away; of a field, compare its key first"
 
   defp describe(:stale), do: "others kept changing the same session; call again"
 

@@ -84,6 +84,19 @@ defmodule Kith.Native do
   def safety_number_matches(_user, _public_key, _peer, _peer_public_key, _scanned),
     do: not_loaded()
 
+  # field
+  def field_vault_open(_current_label, _ciphers), do: not_loaded()
+  def field_encrypt(_vault, _label, _context, _plaintext), do: not_loaded()
+  def field_encrypt_long(_vault, _label, _context, _plaintext), do: not_loaded()
+  def field_decrypt(_vault, _context, _unbound, _field), do: not_loaded()
+  def field_decrypt_long(_vault, _context, _unbound, _field), do: not_loaded()
+  def field_inspect(_vault, _field), do: not_loaded()
+
+  # lookup
+  def lookup_open(_source), do: not_loaded()
+  def lookup_hmac(_key, _hash, _value), do: not_loaded()
+  def lookup_pbkdf2(_key, _hash, _value, _iterations, _size), do: not_loaded()
+
   # password
   def password_hash(_password, _parameters), do: not_loaded()
   def password_verify(_password, _hash), do: not_loaded()

@@ -65,6 +65,11 @@ defmodule Kith.Telemetry do
   | `[:kith, :password, :verify, :start]` | `monotonic_time`, `system_time` | none |
   | `[:kith, :password, :verify, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason`, `matched` |
   | `[:kith, :password, :verify, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
+  | `[:kith, :vault, :error]` | `system_time`, `count` | `vault`, `operation`, `reason` |
+  | `[:kith, :vault, :migrate, :start]` | `monotonic_time`, `system_time` | `table`, `mode` |
+  | `[:kith, :vault, :migrate, :progress]` | `rows`, `upgraded`, `already`, `outdated`, `refused`, `empty` | `table`, `mode` |
+  | `[:kith, :vault, :migrate, :stop]` | `monotonic_time`, `duration`, `rows`, `upgraded`, `already`, `outdated`, `refused`, `empty` | the same, `result`, `reason` |
+  | `[:kith, :vault, :migrate, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
   | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
   | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
@@ -97,6 +102,7 @@ defmodule Kith.Telemetry do
   were wrapped under another key-encryption key by `Kith.rotate_keys/2`, `current` those that were already, `rotated` those that
   were replaced; `refused` counts what did not open and was left as it is.
   `waited`, in native units too, is the part of `duration` in which other passwords had their turn.
+  Of a `:migrate`, which is `Kith.Vault.Migrator`, `rows` are those looked at, and the others count their fields, as its report does.
 
   ## Metadata
 
@@ -111,7 +117,8 @@ defmodule Kith.Telemetry do
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. `store_reason` and `vault_reason` are what is wrong with each,
-  `nil` where nothing is. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. There is
+  `nil` where nothing is. `vault` is the module of a `Kith.Vault`, `operation` is `:encrypt` or `:decrypt`; `table` is the name of
+  a table, `mode` is `:upgrade`, `:dry_run` or `:verify`. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.
@@ -327,6 +334,20 @@ defmodule Kith.Telemetry do
   end
 
   def watch(result, _instance, _function), do: result
+
+  @doc false
+  def vault_error(vault, operation, reason) do
+    execute(
+      [:kith, :vault, :error],
+      %{system_time: System.system_time(), count: 1},
+      %{vault: vault, operation: operation, reason: reason}
+    )
+  end
+
+  @doc false
+  # How far the rows of a table are, and how it ended.
+  def vault_migration(step, measurements, metadata),
+    do: execute([:kith, :vault, :migrate, step], measurements, metadata)
 
   @doc false
   def panic(instance, function) do

@@ -7,12 +7,15 @@ defmodule Kith.PanicTest do
   @panics 1_000
   @place %{position: 1, message_id: <<0::128>>, sender: {"bob", 1}, sent_at: 1, expires_at: nil}
   @password_hash "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA"
+  @ciphers [{"a", {:kith, "2026", "", 0}, {:key, <<7::256>>}}]
   @unknown %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil}
 
   setup do
     {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
     {:ok, database} = Native.sqlite_open(:memory, :full, 0)
     {:ok, lease} = Native.sqlite_reset(database)
+    {:ok, field_vault} = Native.field_vault_open("a", @ciphers)
+    {:ok, lookup_key} = Native.lookup_open({:key, "secret"})
     {:ok, thread_key} = Native.thread_create(vault, "thread")
     {alice, bob} = {device(vault, "alice"), device(vault, "bob")}
 
@@ -24,6 +27,8 @@ defmodule Kith.PanicTest do
       lease: lease,
       account: alice.account,
       thread: {"thread", thread_key},
+      field_vault: field_vault,
+      lookup_key: lookup_key,
       alice: alice,
       bob: bob,
       identity_key_pair: elem(Kith.Case.identity_key_pair(), 0),
@@ -47,6 +52,22 @@ defmodule Kith.PanicTest do
     rows = [{@place, "not sealed"}, :no_row]
     Native.archive_open(c.vault, c.thread, {"alice", 1}, rows)
   end
+
+  defp call(:field_vault_open, _), do: Native.field_vault_open("a", @ciphers)
+  defp call(:field_encrypt, c), do: Native.field_encrypt(c.field_vault, nil, ["a"], "text")
+
+  defp call(:field_encrypt_long, c),
+    do: Native.field_encrypt_long(c.field_vault, nil, nil, "text")
+
+  defp call(:field_decrypt, c), do: Native.field_decrypt(c.field_vault, nil, false, "field")
+
+  defp call(:field_decrypt_long, c),
+    do: Native.field_decrypt_long(c.field_vault, nil, true, "field")
+
+  defp call(:field_inspect, c), do: Native.field_inspect(c.field_vault, "field")
+  defp call(:lookup_open, _), do: Native.lookup_open({:key, "secret"})
+  defp call(:lookup_hmac, c), do: Native.lookup_hmac(c.lookup_key, :sha256, "value")
+  defp call(:lookup_pbkdf2, c), do: Native.lookup_pbkdf2(c.lookup_key, :sha256, "value", 1, nil)
 
   defp call(:password_hash, _), do: Native.password_hash("password", {8, 1, 1})
   defp call(:password_verify, _), do: Native.password_verify("password", @password_hash)

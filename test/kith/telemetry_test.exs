@@ -58,6 +58,7 @@ defmodule Kith.TelemetryTest do
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
     {:ok, hash} = Kith.Password.hash("correct horse", memory: 8_192, passes: 1)
     true = Kith.Password.verify("correct horse", hash)
+    upgrade_a_table()
 
     :atomics.add(ahead, 1, 31 * 86_400_000)
     Kith.maintain!(kith)
@@ -75,7 +76,8 @@ defmodule Kith.TelemetryTest do
           [:account, :reseal],
           [:keys, :rotate],
           [:password, :hash],
-          [:password, :verify]
+          [:password, :verify],
+          [:vault, :migrate]
         ] do
       # Nothing in Kith raises inside a span; a bug would.
       metadata = start_metadata(kith, [:kith | name])
@@ -486,13 +488,27 @@ defmodule Kith.TelemetryTest do
   def count(_event, _measurements, %{instance: instance, user_id: user}, pid),
     do: send(pid, {:counted, Kith.prekey_count!(instance, user)})
 
+  defp upgrade_a_table do
+    vault = Kith.Test.Vaults.vault!(ciphers: [a: {Kith.Vault, id: "a", key: <<7::256>>}])
+    {:error, _} = vault.decrypt("no field")
+    start_supervised!({Kith.SQLite, path: :memory, name: __MODULE__})
+    database = Kith.SQLite.handle(__MODULE__)
+
+    {:ok, _} =
+      Kith.SQLite.query(database, "CREATE TABLE users (id INTEGER PRIMARY KEY, email BLOB)")
+
+    {:ok, _} = Kith.SQLite.query(database, "INSERT INTO users VALUES (1, NULL)")
+    table = [table: "users", primary_key: ["id"], fields: [email: {vault, :binary}]]
+    {:ok, %{empty: 1}} = Kith.Vault.Migrator.run(database, table)
+  end
+
   defp received(kith) do
     receive do
       {:event, event, measurements, %{instance: ^kith} = metadata} ->
         [{event, measurements, metadata} | received(kith)]
 
       # They are of no instance.
-      {:event, [:kith, :password | _] = event, measurements, metadata} ->
+      {:event, [:kith, part | _] = event, measurements, metadata} when part in [:password, :vault] ->
         [{event, measurements, metadata} | received(kith)]
 
       {:event, event, measurements, %{instance: nil} = metadata} ->

@@ -4,11 +4,16 @@ defmodule Kith.Test.Optional do
   #
   #     use Kith.Test.Optional, :telemetry
   #     use Kith.Test.Optional, :phoenix
+  #     use Kith.Test.Optional, :ecto
   #
-  # Where it is missing, somebody has to say that they shall be left out: KITH_WITHOUT_TELEMETRY=1, which leaves out both, or
-  # KITH_WITHOUT_PHOENIX=1.
+  # Where it is missing, somebody has to say that they shall be left out: KITH_WITHOUT_TELEMETRY=1, which leaves out all, or
+  # KITH_WITHOUT_PHOENIX=1, or KITH_WITHOUT_ECTO=1.
 
-  @probes %{telemetry: :telemetry, phoenix: Phoenix.LiveDashboard.PageBuilder}
+  @probes %{
+    telemetry: :telemetry,
+    phoenix: Phoenix.LiveDashboard.PageBuilder,
+    ecto: Ecto.Type
+  }
 
   defmacro __using__(package) do
     quote do
@@ -29,6 +34,7 @@ defmodule Kith.Test.Optional do
 
   defp variables(:telemetry), do: ["KITH_WITHOUT_TELEMETRY"]
   defp variables(:phoenix), do: ["KITH_WITHOUT_TELEMETRY", "KITH_WITHOUT_PHOENIX"]
+  defp variables(:ecto), do: ["KITH_WITHOUT_TELEMETRY", "KITH_WITHOUT_ECTO"]
 
   @doc "Whether a package is there."
   def there?(package), do: Code.ensure_loaded?(@probes[package])

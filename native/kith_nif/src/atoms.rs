@@ -4,6 +4,16 @@ rustler::atoms! {
     ok,
     error,
     nil,
+    // Formats of fields, and hashes of lookups
+    kith,
+    cloak_gcm,
+    cloak_ctr,
+    cloak_gcm_0_6,
+    cloak_ctr_0_6,
+    sha224,
+    sha256,
+    sha384,
+    sha512,
     // Results and their keys
     columns,
     num_rows,

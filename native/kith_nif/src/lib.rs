@@ -6,7 +6,9 @@
 mod atoms;
 mod conversation;
 mod device;
+mod field;
 mod import;
+mod lookup;
 mod password;
 mod reason;
 mod safety_number;

@@ -101,6 +101,9 @@ impl Deref for AccountKey {
 /// A thread and its wrapped data key.
 pub(crate) type Thread<'a> = (Binary<'a>, Binary<'a>);
 
+/// Where a key comes from: `{:env, name}`, `{:file, path}`, or for tests `{:key, bytes}`.
+pub(crate) type SourceTerm<'a> = (Atom, Binary<'a>);
+
 impl Vault {
     /// Opens the data key of an account.
     pub(crate) fn account_key(&self, account: &Account<'_>) -> Result<AccountKey, Reason> {
@@ -191,7 +194,7 @@ impl<T: AsRef<[u8]>> Encoder for Bytes<T> {
 fn vault_open<'a>(
     env: Env<'a>,
     current: &str,
-    keys: Vec<(&str, (Atom, Binary<'a>))>,
+    keys: Vec<(&str, SourceTerm<'a>)>,
 ) -> NifResult<Term<'a>> {
     let keys = keys
         .into_iter()
@@ -208,7 +211,7 @@ fn vault_open<'a>(
     }))
 }
 
-fn source_of((kind, value): (Atom, Binary<'_>)) -> NifResult<Source> {
+pub(crate) fn source_of((kind, value): SourceTerm<'_>) -> NifResult<Source> {
     if kind == atoms::env() {
         let name = std::str::from_utf8(value.as_slice()).map_err(|_| rustler::Error::BadArg)?;
         Ok(Source::Env(name.to_owned()))

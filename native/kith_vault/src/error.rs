@@ -36,6 +36,41 @@ impl VaultError {
     }
 }
 
+/// Why a field was not encrypted or decrypted.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
+pub enum FieldError {
+    /// The field does not open: damaged, cut, forged, under another key, or bound to another place. Which, it does not say.
+    #[error("the field does not open here")]
+    CorruptedState,
+    /// The field is for a key that is not here, or there is no cipher of this label.
+    #[error("no cipher is for this field or label")]
+    KeyNotFound,
+    /// The bytes are no field.
+    #[error("the bytes are no field")]
+    Malformed,
+    /// The random number generator failed.
+    #[error("the random number generator failed")]
+    Random,
+    /// The cipher makes no new fields.
+    #[error("the cipher only reads")]
+    ReadOnly,
+    /// The plaintext is longer than the cipher takes.
+    #[error("the plaintext is longer than the cipher takes")]
+    TooLarge,
+    /// A field of this format is bound to no place.
+    #[error("a field of this format is bound to no place")]
+    Unbound,
+}
+
+impl FieldError {
+    /// The generator's own error is dropped: callers cannot act on it.
+    pub(crate) fn random<R: TryCryptoRng + ?Sized>(_: R::Error) -> Self {
+        Self::Random
+    }
+}
+
 /// Why a password was not hashed or verified.
 ///
 /// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
@@ -76,6 +111,59 @@ pub enum LockError {
 /// The texts are for the operator. They name the source and what was expected of it, and never a value.
 #[derive(Clone, Debug, Error, Eq, PartialEq)]
 pub enum ConfigError {
+    /// Bytes could be for either of two ciphers.
+    #[error(
+        "expected the tags and ids of ciphers to tell them apart, got \"{label}\" and \"{other}\" that begin alike"
+    )]
+    AmbiguousTags {
+        /// The label of one.
+        label: String,
+        /// The label of the other.
+        other: String,
+    },
+    /// The key of a cipher could not be taken from its source.
+    #[error("the key of cipher \"{label}\" from {origin}: {defect}")]
+    BadCipherKey {
+        /// The label of the cipher.
+        label: String,
+        /// The source in words, such as `file /etc/kith/key`.
+        origin: String,
+        /// What is wrong with it.
+        defect: KeyDefect,
+    },
+    /// A tag of Cloak's has a wrong length.
+    #[error("expected a tag of 1 to 1024 bytes, got one that is not")]
+    BadCloakTag,
+    /// The secret of a lookup could not be taken from its source.
+    #[error("the secret of a lookup from {origin}: {defect}")]
+    BadLookupSecret {
+        /// The source in words.
+        origin: String,
+        /// What is wrong with it.
+        defect: KeyDefect,
+    },
+    /// The current cipher makes no new fields.
+    #[error(
+        "expected the current cipher \"{label}\" to be one that encrypts, got one that only reads"
+    )]
+    CurrentCannotWrite {
+        /// The label of the cipher.
+        label: String,
+    },
+    /// Two ciphers have the same label.
+    #[error("expected each label once, got \"{label}\" twice")]
+    DuplicateLabel {
+        /// The label.
+        label: String,
+    },
+    /// The current cipher is not one of the ciphers given.
+    #[error(
+        "expected the current cipher \"{label}\" to be one of the ciphers, got ciphers without it"
+    )]
+    UnknownLabel {
+        /// The label that was named as current.
+        label: String,
+    },
     /// A key could not be taken from its source.
     #[error("key \"{id}\" from {origin}: {defect}")]
     BadKey {

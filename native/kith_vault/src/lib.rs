@@ -48,6 +48,12 @@
 //! of its own, as the PHC string other implementations read. It opens nothing. A password is borrowed and never copied
 //! here; the memory of Argon2, which gives the hash away, is erased after use.
 //!
+//! # Fields
+//!
+//! A [`FieldVault`] encrypts values of the application's own tables directly under its keys, without data keys: what Cloak does
+//! for Elixir applications, in Cloak's bytes and in a format of its own. A field says which key it is for. [`Context`]s bind a
+//! field to its place where the application gives one. A [`LookupKey`] hashes values that a table is searched by.
+//!
 //! # Formats
 //!
 //! Both blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
@@ -110,6 +116,34 @@
 //! The header tells its own length and every field carries its length, so two different pairs of header and context
 //! never give the same bytes.
 //!
+//! ## Field, 32 bytes and the key id more than its plaintext
+//!
+//! | offset | bytes | field | value |
+//! | --- | --- | --- | --- |
+//! | 0 | 1 | Kith | `0xc1`: begins no text of UTF-8, and nothing of Cloak's |
+//! | 1 | 1 | format version | `0x01` |
+//! | 2 | 1 | algorithm | `0x20`: AES-256-GCM under a key of the application |
+//! | 3 | 1 | length k | 1 to 64 |
+//! | 4 | k | key id | visible ASCII |
+//! | 4 + k | 12 | nonce | random |
+//! | 16 + k | n | ciphertext | as long as the plaintext |
+//! | 16 + k + n | 16 | tag | of AES-256-GCM |
+//!
+//! The header is what stands before the nonce. The context is of the kind `field`, with no fields where the application gives no
+//! context.
+//!
+//! ## Cloak's fields
+//!
+//! All keys are of AES-256. A `TLV` is `0x01`, the length of the tag and the tag; from 128 bytes on, the length is the count of its
+//! bytes plus `0x80`, and these bytes.
+//!
+//! | format | layout | associated data |
+//! | --- | --- | --- |
+//! | AES.GCM | `TLV ‖ iv (12 or 16) ‖ GCM's tag (16) ‖ ciphertext` | `AES256GCM` in ASCII |
+//! | AES.CTR | `TLV ‖ iv (16) ‖ ciphertext` | not authenticated |
+//! | AES.GCM up to 0.6 | `module tag ‖ TLV ‖ iv (16) ‖ GCM's tag (16) ‖ ciphertext` | `AES256GCM` in ASCII |
+//! | AES.CTR up to 0.6 | `module tag ‖ tag ‖ iv (16) ‖ ciphertext` | not authenticated |
+//!
 //! # Limits
 //!
 //! - **2^32 seals per data key.** Nonces are 96 random bits. NIST SP 800-38D, section 8.3, allows 2^32 seals under one
@@ -117,7 +151,7 @@
 //!   and lets whoever sees both forge rows under that key. A message costs an account about two seals, so the limit
 //!   lies two thousand million messages away: at 10,000 messages a day, more than 500 years. Nothing counts the seals.
 //!   Replacing the data key starts again at zero, and a new algorithm byte has room for a scheme with longer nonces.
-//! - The same limit holds for a key-encryption key, counted in wraps.
+//! - The same limit holds for a key-encryption key, counted in wraps, and for a key of fields, counted in fields written.
 //! - A plaintext may be as long as AES-GCM allows, 2^36 - 32 bytes. Callers bound their rows themselves.
 //! - A key id has at most 64 bytes; the text of a key has at most 1,024.
 //!
@@ -142,8 +176,6 @@
 //!   with their parameters in the header, and new variants of [`Source`].
 //! - Rotation: `rewrap`, beside [`Vault::create_data_key`], for key-encryption keys; [`wrapped_by`] finds what is left
 //!   to do. For data keys, [`sealed_by`] tells old rows from new ones, so nothing depends on an order.
-//! - Cloak's format: a reader of its own, beside the module of the blob layouts, since its first byte has another
-//!   meaning.
 
 #![forbid(unsafe_code)]
 
@@ -152,9 +184,12 @@ mod blob;
 mod context;
 mod data_key;
 mod error;
+mod field;
+mod gcm;
 mod key_encryption_key;
 mod key_id;
 mod lock;
+mod lookup;
 mod password;
 mod source;
 mod vault;
@@ -162,9 +197,11 @@ mod vault;
 pub use blob::{is_locked, sealed_by, wrapped_by};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
-pub use error::{ConfigError, KeyDefect, LockError, PasswordError, VaultError};
+pub use error::{ConfigError, FieldError, KeyDefect, LockError, PasswordError, VaultError};
+pub use field::{Binding, CloakIv, Field, FieldCipher, FieldFormat, FieldVault, field_context};
 pub use key_id::KeyId;
 pub use lock::{Token, UnlockedKey};
+pub use lookup::{LookupHash, LookupKey};
 pub use password::{PasswordHash, PasswordParameters};
 pub use source::Source;
 pub use vault::Vault;
