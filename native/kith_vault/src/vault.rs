@@ -1,16 +1,15 @@
 use std::fmt;
 
 use rand_core::TryCryptoRng;
-use zeroize::Zeroizing;
 
 use crate::{
-    aead_key::KEY_BYTES,
     blob::WrappedDataKey,
     context::Context,
     data_key::{DataKey, DataKeyId},
     error::{ConfigError, VaultError},
     key_encryption_key::KeyEncryptionKey,
     key_id::KeyId,
+    secret_key::SecretKey,
     source::Source,
 };
 
@@ -68,18 +67,30 @@ impl Vault {
         rng: &mut R,
         context: &Context,
     ) -> Result<Vec<u8>, VaultError> {
+        let key = SecretKey::generate(rng)?;
+        self.wrap_secret_key(rng, context, &key)
+    }
+
+    /// Wraps a key under the current key, for one place, as a data key is wrapped. [`Self::open_secret_key`] gives it back.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::Random`] if the generator fails.
+    pub fn wrap_secret_key<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+        context: &Context,
+        key: &SecretKey,
+    ) -> Result<Vec<u8>, VaultError> {
         let mut id = [0; DataKeyId::BYTES];
         rng.try_fill_bytes(&mut id)
-            .map_err(VaultError::random::<R>)?;
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
-        rng.try_fill_bytes(key.as_mut_slice())
             .map_err(VaultError::random::<R>)?;
 
         let mut wrapped = WrappedDataKey::header(DataKeyId::from_bytes(id), &self.current.id);
         let associated_data = context.associated_data(&wrapped);
         self.current
             .key
-            .seal(rng, &associated_data, key.as_slice(), &mut wrapped)?;
+            .seal(rng, &associated_data, key.as_bytes(), &mut wrapped)?;
         Ok(wrapped)
     }
 
@@ -90,6 +101,28 @@ impl Vault {
     /// [`VaultError::KeyNotFound`] if the vault does not hold the key it names, [`VaultError::CorruptedState`] if it does
     /// not open.
     pub fn open_data_key(&self, context: &Context, wrapped: &[u8]) -> Result<DataKey, VaultError> {
+        let (id, key) = self.open_wrapped(context, wrapped)?;
+        Ok(DataKey::new(id, key.as_bytes()))
+    }
+
+    /// Opens a key that [`Self::wrap_secret_key`] wrapped for this place.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::open_data_key`].
+    pub fn open_secret_key(
+        &self,
+        context: &Context,
+        wrapped: &[u8],
+    ) -> Result<SecretKey, VaultError> {
+        self.open_wrapped(context, wrapped).map(|(_, key)| key)
+    }
+
+    fn open_wrapped(
+        &self,
+        context: &Context,
+        wrapped: &[u8],
+    ) -> Result<(DataKeyId, SecretKey), VaultError> {
         let wrapped = WrappedDataKey::from_bytes(wrapped)?;
         let Some(wrapping) = self
             .keys()
@@ -103,11 +136,8 @@ impl Vault {
         let key = wrapping
             .key
             .open(&context.associated_data(wrapped.header), &wrapped.sealed)?;
-        let key = key
-            .as_slice()
-            .try_into()
-            .map_err(|_| VaultError::CorruptedState)?;
-        Ok(DataKey::new(wrapped.data_key_id, key))
+        let key = SecretKey::from_slice(&key).ok_or(VaultError::CorruptedState)?;
+        Ok((wrapped.data_key_id, key))
     }
 
     /// The id of the key that wraps new data keys. A data key [`wrapped_by`](crate::wrapped_by) another one is due for
@@ -141,7 +171,10 @@ impl fmt::Debug for Vault {
 mod tests {
     use std::panic::{RefUnwindSafe, UnwindSafe};
 
+    use zeroize::Zeroizing;
+
     use super::*;
+    use crate::aead_key::KEY_BYTES;
 
     #[test]
     fn debug_shows_ids_and_no_key() {
