@@ -11,6 +11,7 @@ mod password;
 mod reason;
 mod safety_number;
 mod seam;
+mod service_key;
 mod session;
 mod sqlite;
 mod terms;

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use getrandom::SysRng;
-use kith_vault::{ConfigError, Context, DataKey, KeyId, Source, VaultError};
+use kith_vault::{ConfigError, Context, DataKey, KeyId, SecretKey, Source, VaultError};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term};
@@ -36,6 +36,16 @@ impl Vault {
     /// Opens the data key of a thread.
     pub(crate) fn thread_key(&self, (thread, wrapped): &Thread<'_>) -> Result<DataKey, Reason> {
         Ok(self.0.open_data_key(&thread_context(thread), wrapped)?)
+    }
+
+    /// Opens a key of the service itself.
+    pub(crate) fn open_key(&self, context: &Context, wrapped: &[u8]) -> Result<SecretKey, Reason> {
+        Ok(self.0.open_secret_key(context, wrapped)?)
+    }
+
+    /// Wraps a key of the service itself.
+    pub(crate) fn wrap_key(&self, context: &Context, key: &SecretKey) -> Result<Vec<u8>, Reason> {
+        Ok(self.0.wrap_secret_key(&mut SysRng, context, key)?)
     }
 
     /// Draws a data key and wraps it for a place.
@@ -99,7 +109,7 @@ impl<T: AsRef<[u8]>> Encoder for Bytes<T> {
 fn vault_open<'a>(
     env: Env<'a>,
     current: &str,
-    keys: Vec<(&str, (Atom, Binary<'a>))>,
+    keys: Vec<(&str, SourceTerm<'a>)>,
 ) -> NifResult<Term<'a>> {
     let keys = keys
         .into_iter()
@@ -116,7 +126,10 @@ fn vault_open<'a>(
     }))
 }
 
-fn source_of((kind, value): (Atom, Binary<'_>)) -> NifResult<Source> {
+/// Where a key comes from, as Elixir says it.
+pub(crate) type SourceTerm<'a> = (Atom, Binary<'a>);
+
+pub(crate) fn source_of((kind, value): SourceTerm<'_>) -> NifResult<Source> {
     if kind == atoms::env() {
         let name = std::str::from_utf8(value.as_slice()).map_err(|_| rustler::Error::BadArg)?;
         Ok(Source::Env(name.to_owned()))

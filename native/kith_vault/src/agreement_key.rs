@@ -27,8 +27,14 @@ impl AgreementKey {
     /// The key of a scalar.
     #[must_use]
     pub fn new(secret: SecretKey) -> Self {
-        let public = PublicKey::from(&StaticSecret::from(*secret.copy())).to_bytes();
+        let public = Self::public_key_of(&secret);
         Self { secret, public }
+    }
+
+    /// The public key of a scalar.
+    #[must_use]
+    pub fn public_key_of(secret: &SecretKey) -> [u8; 32] {
+        PublicKey::from(&StaticSecret::from(*secret.copy())).to_bytes()
     }
 
     /// The public key.

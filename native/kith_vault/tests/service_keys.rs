@@ -1,5 +1,7 @@
 //! The keys of a service against vectors: RFC 8032, RFC 7748, RFC 5869, Wycheproof, libsodium and OpenSSL.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use kith_vault::{
