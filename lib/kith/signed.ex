@@ -92,8 +92,7 @@ defmodule Kith.Signed do
     verify: [:envelope, :options],
     sign: [:payload, :options],
     service_keys: [],
-    rotate_service_key: [:options],
-    purge: []
+    rotate_service_key: [:options]
   ]
 
   @doc """
@@ -222,7 +221,7 @@ defmodule Kith.Signed do
     * `:max_age` - seconds for which a message is accepted, 1 to 3,600. Default 300.
     * `:skew` - seconds a client's clock may be ahead, 0 to 300. Default 60.
     * `:limit` - messages of one key in an hour, 1 to 1,000,000. Default 100,000. Their nonces are kept for 70 minutes
-      from their timestamps, so this bounds the table.
+      from their timestamps, so this bounds the table. Later calls delete them, and maintenance (`Kith.maintain/1`).
     * `:replay` - a function, for an application that keeps nonces elsewhere, such as in Redis. It gets key id, nonce and the time in milliseconds until which
       the nonce must be kept, and returns `:new` or `:seen`, atomically. `:limit` is not applied then. Default `:store`.
     * `:reply_to` - the envelope this is a response to, for an application that is the client. Default `nil`: a response is refused.
@@ -351,14 +350,6 @@ defmodule Kith.Signed do
            do: {:ok, public(key)}
     end)
   end
-
-  @doc """
-  Deletes the nonces and challenges that have run out, and returns how many.
-
-  `verify/3` deletes those of its own key. This is for keys that sign no more: call it once a day.
-  """
-  @spec purge(name) :: result(non_neg_integer)
-  def purge(name), do: Registry.purge(Instance.fetch!(name))
 
   @doc """
   The id of a public key.

@@ -37,7 +37,7 @@ defmodule Kith.Migration.V3 do
         PRIMARY KEY (key_id, nonce)
       )
       """,
-      "CREATE INDEX signed_nonces_expiry ON kith.signed_nonces (key_id, expires_at)",
+      "CREATE INDEX signed_nonces_expiry ON kith.signed_nonces (expires_at)",
       # Keys of the service itself. purpose is 'signing' or 'agreement'; endorsement is a signature of the key before.
       """
       CREATE TABLE kith.signed_service_keys (

@@ -98,12 +98,6 @@ defmodule Kith.Signed.Registry do
     Instance.transaction(instance, fn repo -> {{:ok, SignedKeys.of_owner(repo, owner)}, []} end)
   end
 
-  def purge(instance) do
-    Instance.transaction(instance, fn repo ->
-      {{:ok, SignedKeys.purge(repo, Instance.now(instance))}, []}
-    end)
-  end
-
   defp change(instance, key_id, fun) do
     now = Instance.now(instance)
 

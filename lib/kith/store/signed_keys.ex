@@ -119,15 +119,10 @@ defmodule Kith.Store.SignedKeys do
     Repo.execute(repo, sql, [key_id, {:blob, nonce}, expires_at]) == 1
   end
 
+  @doc "Of one key: two verifications that delete the same rows would wait for each other. Maintenance does the rest."
   def forget_nonces(repo, key_id, now) do
     sql = "DELETE FROM kith.signed_nonces WHERE key_id = $1 AND expires_at < $2"
     Repo.execute(repo, sql, [key_id, now])
-  end
-
-  @doc "Deletes what has run out, of all keys and owners. Returns how many rows."
-  def purge(repo, now) do
-    Repo.execute(repo, "DELETE FROM kith.signed_nonces WHERE expires_at < $1", [now]) +
-      Repo.execute(repo, "DELETE FROM kith.signed_challenges WHERE expires_at < $1", [now])
   end
 
   defp key([id, owner, public_key, permissions, created_at, expires_at, revoked_at, replaced_by]) do
