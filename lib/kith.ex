@@ -930,7 +930,7 @@ defmodule Kith do
   @doc """
   Wraps data keys anew under the current key-encryption key, after `:keys` has got another one. See the guide to the vault.
 
-  All accounts, locked ones too, and all threads, a hundred in a transaction, while traffic goes on. What is done is done: a call
+  All accounts, locked ones too, all threads, and the keys of the service itself, a hundred in a transaction, while traffic goes on. What is done is done: a call
   that was interrupted is called again, on any node. What does not open is not written, and counted as `:refused`; when nothing was,
   and `:remaining` is empty, the retired key is needed no more.
 

@@ -7,21 +7,21 @@ defmodule Kith.Error do
   | reason | what happened | what to do |
   | --- | --- | --- |
   | `:session_not_found` | no session with this peer opens or can carry a message | `Kith.recover/4`: it asks them to send again, in a new session |
-  | `:duplicate` | the message was opened before, or the record was imported before | ignore it; `Kith.recover/4` knows when not to |
+  | `:duplicate` | the message was opened before, or the record was imported before; a signed message was accepted, or a key registered, before | ignore it; `Kith.recover/4` knows when not to |
   | `:tampered` | a MAC, a padding or a signature is wrong, or one side went back to an older state | do not show it; log a security event; `Kith.recover/4` |
   | `:out_of_sync` | the message is more than 25,000 ahead, or says so: anyone can forge one | drop it; `Kith.recover/4` |
-  | `:key_not_found` | a key that is needed is gone or was never here | put the retired key back into `:keys` (of a `Kith.Vault`, the retired cipher into `:ciphers`), or use the place that holds the private keys |
+  | `:key_not_found` | a key that is needed is gone or was never here, or a client's key is revoked or has expired | put the retired key back into `:keys` (of a `Kith.Vault`, the retired cipher into `:ciphers`), or use the place that holds the private keys |
   | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
   | `:unknown_prekey` | the message was made from a prekey that is not held | `Kith.recover/4`: the peer starts anew from a fresh bundle |
-  | `:malformed` | the bytes are no message, envelope, bundle, key pair, record, password hash or field, or a field no value of its type | drop them |
+  | `:malformed` | the bytes are no message, envelope, bundle, key, key pair, record, export, password hash or field, or a field no value of its type | drop them |
   | `:unsupported_version` | the version is unknown, refused by `:minimum_version`, or lower than the peer was seen with; or the peer has no Kyber prekey | have the older side upgraded |
-  | `:too_large` | a plaintext, a group, a bundle or a password is over its limit | send less at once |
+  | `:too_large` | a plaintext, a payload, a group, a bundle or a password is over its limit | send less at once |
   | `:locked` | the account is locked | unlock it |
   | `:corrupted_state` | a sealed row or an encrypted field does not open: damaged, copied, restored, or under another key of the same name | write again: a session that does not open is replaced; `Kith.recover/4` after a failed decrypt. Of a field, look at the keys first: nothing is lost yet |
-  | `:stale` | others kept changing the same session | call again |
+  | `:stale` | others kept changing the same session or account; or a signed message or a challenge is too old, or from the future | call again; have it signed anew |
   | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
   | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
-  | `:busy` | more passwords are to be hashed than `Kith.Password` works on | answer "try again in a moment"; count it as no failed attempt |
+  | `:busy` | more passwords are to be hashed than `Kith.Password` works on, or a key has signed too many messages | answer "try again in a moment"; count it as no failed attempt |
   | `:wrong_password` | the password, or the token in its place, is not the one the account is locked with | ask again; it costs as much as the right one |
   | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
   """
@@ -99,7 +99,7 @@ defmodule Kith.Error do
       "no session with this peer opens or can carry a message; Kith.recover/4 asks them to send it again in a new one"
 
   defp describe(:duplicate),
-    do: "this was opened or imported before; ignore it"
+    do: "this was opened, accepted, registered or imported before; ignore it"
 
   defp describe(:tampered),
     do:
@@ -123,7 +123,7 @@ defmodule Kith.Error do
 
   defp describe(:malformed),
     do:
-      "these bytes are not what they should be, such as a message, an envelope, a bundle or a field; drop them"
+      "these bytes are not what they should be, such as a message, an envelope, a bundle, a key or a field; drop them"
 
   defp describe(:unsupported_version),
     do: "this version of the protocol is unknown or refused; have the older side upgraded"
@@ -137,7 +137,9 @@ defmodule Kith.Error do
     do:
       "what is sealed does not open: it was damaged, copied, restored or sealed under another key; of a session, the next message starts a new one, and Kith.recover/4 puts a damaged one away; of a field, compare its key first"
 
-  defp describe(:stale), do: "others kept changing the same session; call again"
+  defp describe(:stale),
+    do:
+      "others kept changing the same session, or what was signed is too old or from the future; call again, or have it signed anew"
 
   defp describe(:not_registered),
     do: "the user has no keys here; register them or publish their bundle first"

@@ -421,6 +421,8 @@ defmodule Kith.Maintenance do
     skipped = purge_skipped_keys(job)
     recoveries = batches(job, &Store.delete_recoveries(&1, now - @recoveries, @rows))
     messages = batches(job, &MessageArchive.purge(instance, &1, now, @rows))
+    batches(job, &Store.delete_nonces(&1, now, @rows))
+    batches(job, &Store.delete_challenges(&1, now, @rows))
 
     event(
       [:kith, :sessions, :purge],

@@ -102,6 +102,21 @@ defmodule Kith.Native do
   def password_verify(_password, _hash), do: not_loaded()
   def password_inspect(_hash), do: not_loaded()
 
+  # service_key
+  def service_key_create(_vault, _kind, _source), do: not_loaded()
+  def service_key_rewrap(_vault, _kind, _key), do: not_loaded()
+  def signature_create(_vault, _key, _message), do: not_loaded()
+  def signature_verify(_public_key, _message, _signature), do: not_loaded()
+
+  def client_seal(_vault, _key, _client, _purpose, _associated_data, _plaintext),
+    do: not_loaded()
+
+  def client_open(_vault, _key, _client, _purpose, _associated_data, _sealed), do: not_loaded()
+  def client_public_key(_client), do: not_loaded()
+  def mac_key_open(_source), do: not_loaded()
+  def mac_create(_key, _message), do: not_loaded()
+  def mac_verify(_key, _message, _mac), do: not_loaded()
+
   # sqlite
   def sqlite_open(_location, _synchronous, _busy_timeout_ms), do: not_loaded()
   def sqlite_reset(_connection), do: not_loaded()

@@ -4,7 +4,7 @@ defmodule Kith.Rotation do
   # themselves: each names the key it is under.
 
   alias Kith.{AccountLock, Error, Instance, Telemetry}
-  alias Kith.Store.{Accounts, ArchivedMessages, Keys}
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys, ServiceKeys}
 
   @batch 100
 
@@ -15,6 +15,7 @@ defmodule Kith.Rotation do
       result =
         with {:ok, counts} <- each(instance, :account, "", counts, options),
              {:ok, counts} <- each(instance, :thread, "", counts, options),
+             {:ok, counts} <- each(instance, :service, "", counts, options),
              do: age(instance, counts, options)
 
       counts = with {:ok, counts} <- result, do: counts, else: (_ -> counts)
@@ -24,7 +25,7 @@ defmodule Kith.Rotation do
     end)
   end
 
-  # A page of accounts or threads in a transaction.
+  # A page of accounts, threads or keys of the service in a transaction.
   defp each(instance, kind, place, counts, options) do
     result =
       Instance.transaction(instance, fn repo ->
@@ -50,9 +51,12 @@ defmodule Kith.Rotation do
 
   defp keys(repo, :account, place), do: Accounts.data_keys(repo, place, @batch)
   defp keys(repo, :thread, place), do: ArchivedMessages.data_keys(repo, place, @batch)
+  defp keys(repo, :service, place), do: ServiceKeys.wrapped(repo, place, @batch)
 
-  defp rewrap(instance, repo, kind, {id, data_key}, counts, options) do
-    case native(instance, kind, id, data_key) do
+  defp rewrap(instance, repo, kind, {id, key}, counts, options) do
+    data_key = wrapped(key)
+
+    case native(instance, kind, id, key) do
       {:ok, nil} ->
         count(counts, :current)
 
@@ -76,11 +80,22 @@ defmodule Kith.Rotation do
   defp native(instance, :thread, thread, data_key),
     do: Instance.native(instance, :thread_rewrap, [instance.vault, thread, data_key])
 
+  defp native(instance, :service, _id, {purpose, public_key, wrapped}) do
+    arguments = [instance.vault, purpose, {public_key, wrapped}]
+    Instance.native(instance, :service_key_rewrap, arguments)
+  end
+
+  defp wrapped({_purpose, _public_key, wrapped}), do: wrapped
+  defp wrapped(data_key), do: data_key
+
   defp put(repo, :account, user, before, data_key),
     do: Keys.put_data_key(repo, user, before, data_key, nil)
 
   defp put(repo, :thread, thread, before, data_key),
     do: ArchivedMessages.put_data_key(repo, thread, before, data_key)
+
+  defp put(repo, :service, key_id, before, wrapped),
+    do: ServiceKeys.rewrap(repo, key_id, before, wrapped)
 
   # Not authenticated: it is what a damaged row says.
   defp wrapped_by(<<1, _, _::binary-8, size, id::binary-size(size), _::binary>>),

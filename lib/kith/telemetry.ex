@@ -70,6 +70,25 @@ defmodule Kith.Telemetry do
   | `[:kith, :vault, :migrate, :progress]` | `rows`, `upgraded`, `already`, `outdated`, `refused`, `empty` | `table`, `mode` |
   | `[:kith, :vault, :migrate, :stop]` | `monotonic_time`, `duration`, `rows`, `upgraded`, `already`, `outdated`, `refused`, `empty` | the same, `result`, `reason` |
   | `[:kith, :vault, :migrate, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :signed, :verify, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :signed, :verify, :stop]` | `monotonic_time`, `duration`, `payload_size` | the same, `key_id`, `result`, `reason` |
+  | `[:kith, :signed, :verify, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :signed, :sign, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :signed, :sign, :stop]` | `monotonic_time`, `duration`, `payload_size` | the same, `result`, `reason` |
+  | `[:kith, :signed, :sign, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :signed, :change, :start]` | `monotonic_time`, `system_time` | `instance`, `action` |
+  | `[:kith, :signed, :change, :stop]` | `monotonic_time`, `duration` | the same, `key_id`, `result`, `reason` |
+  | `[:kith, :signed, :change, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :client_key, :seal, :start]` | `monotonic_time`, `system_time` | `instance`, `cipher` |
+  | `[:kith, :client_key, :seal, :stop]` | `monotonic_time`, `duration`, `plaintext_size` | the same, `result`, `reason` |
+  | `[:kith, :client_key, :seal, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :client_key, :open, :start]` | `monotonic_time`, `system_time` | `instance`, `cipher` |
+  | `[:kith, :client_key, :open, :stop]` | `monotonic_time`, `duration`, `plaintext_size` | the same, `result`, `reason` |
+  | `[:kith, :client_key, :open, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :export, :written]` | `system_time`, `rows` | none |
+  | `[:kith, :export, :verify, :start]` | `monotonic_time`, `system_time` | none |
+  | `[:kith, :export, :verify, :stop]` | `monotonic_time`, `duration`, `rows` | `result`, `reason` |
+  | `[:kith, :export, :verify, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
   | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
   | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
@@ -101,8 +120,10 @@ defmodule Kith.Telemetry do
   `resealed` counts the rows that were sealed under another data key, of `Kith.lock_with_password/4` and its like, `rewrapped` the data keys that
   were wrapped under another key-encryption key by `Kith.rotate_keys/2`, `current` those that were already, `rotated` those that
   were replaced; `refused` counts what did not open and was left as it is.
-  `waited`, in native units too, is the part of `duration` in which other passwords had their turn.
-  Of a `:migrate`, which is `Kith.Vault.Migrator`, `rows` are those looked at, and the others count their fields, as its report does.
+  `waited`, in native units too, is the part of `duration` in which other passwords had their turn. `payload_size` is the
+  bytes of a signed payload, 0 where it was refused.
+  Of a `:migrate`, which is `Kith.Vault.Migrator`, `rows` are those looked at, and the others count their fields, as its report
+  does; of an `:export`, `rows` are those in it.
 
   ## Metadata
 
@@ -112,7 +133,10 @@ defmodule Kith.Telemetry do
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
-  next message starts a new session. `by` is `:password` or `:token`. `function` is the name of the native function; its `instance` is `nil` when it was about a password. `matched` is whether
+  next message starts a new session. `by` is `:password` or `:token`. `function` is the name of the native function; its `instance` is `nil` when it was about a password or an export. `key_id`
+  is the id of a registered public key of a client, `nil` where none is known; of a `:change`, the key that was registered, replaced, revoked, given
+  permissions or made, as `action` says: `:register`, `:rotate`, `:revoke`, `:permit` or `:rotate_service_key`. `cipher` is `:aes_256_gcm`,
+  `:chacha20_poly1305`, or `nil` for bytes that name none. `matched` is whether
   the password was the right one; `Kith.Password.dummy_verify/1` is a `:verify` too, of nobody, that did not match. `local` is `false` of devices whose
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
@@ -322,7 +346,7 @@ defmodule Kith.Telemetry do
   def outcome({:error, reason}) when is_atom(reason), do: %{result: :error, reason: reason}
 
   @doc false
-  # Every result of the native library passes through here. Those of passwords are of no instance.
+  # Every result of the native library passes through here. Those of passwords and exports are of no instance.
   def watch({:error, :panic} = result, instance, function) do
     panic(instance, function)
     result

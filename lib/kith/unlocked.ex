@@ -44,9 +44,12 @@ defmodule Kith.Unlocked do
 
   @doc "When an account that is unlocked here will be locked, in milliseconds since 1970; nil where it is locked."
   def expires_at(instance, {user, data_key}) do
-    case account(instance, {user, data_key}) do
-      {^user, ^data_key} -> nil
-      {^user, _unlocked} -> :ets.lookup_element(instance.unlocked, user, 4)
+    with {^user, unlocked} when is_reference(unlocked) <- account(instance, {user, data_key}),
+         [{^user, ^data_key, _, expires_at}] <- :ets.lookup(instance.unlocked, user) do
+      expires_at
+    else
+      # Locked, or locked just now.
+      _ -> nil
     end
   end
 

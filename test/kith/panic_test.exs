@@ -17,6 +17,9 @@ defmodule Kith.PanicTest do
     {:ok, field_vault} = Native.field_vault_open("a", @ciphers)
     {:ok, lookup_key} = Native.lookup_open({:key, "secret"})
     {:ok, thread_key} = Native.thread_create(vault, "thread")
+    {:ok, signing_key} = Native.service_key_create(vault, :signing, nil)
+    {:ok, agreement_key} = Native.service_key_create(vault, :agreement, nil)
+    {:ok, mac_key} = Native.mac_key_open({:key, <<7::256>>})
     {alice, bob} = {device(vault, "alice"), device(vault, "bob")}
 
     on_exit(fn -> for {nif, _arity} <- nifs(), do: :ok = Native.panic_arm("#{nif}", 0) end)
@@ -29,6 +32,9 @@ defmodule Kith.PanicTest do
       thread: {"thread", thread_key},
       field_vault: field_vault,
       lookup_key: lookup_key,
+      signing_key: signing_key,
+      agreement_key: agreement_key,
+      mac_key: mac_key,
       alice: alice,
       bob: bob,
       identity_key_pair: elem(Kith.Case.identity_key_pair(), 0),
@@ -72,6 +78,30 @@ defmodule Kith.PanicTest do
   defp call(:password_hash, _), do: Native.password_hash("password", {8, 1, 1})
   defp call(:password_verify, _), do: Native.password_verify("password", @password_hash)
   defp call(:password_inspect, _), do: Native.password_inspect(@password_hash)
+  defp call(:service_key_create, c), do: Native.service_key_create(c.vault, :signing, nil)
+  defp call(:service_key_rewrap, c),
+    do: Native.service_key_rewrap(c.vault, :signing, c.signing_key)
+
+  defp call(:signature_create, c), do: Native.signature_create(c.vault, c.signing_key, "message")
+
+  defp call(:signature_verify, %{signing_key: {public_key, _}}),
+    do: Native.signature_verify(public_key, "message", <<0::512>>)
+
+  defp call(:client_seal, c) do
+    Native.client_seal(c.vault, c.agreement_key, client(c), {:aes_256_gcm, nil, "info"}, "", "x")
+  end
+
+  defp call(:client_open, c) do
+    purpose = {:chacha20_poly1305, "salt", "info"}
+    Native.client_open(c.vault, c.agreement_key, client(c), purpose, "", "sealed")
+  end
+
+  defp call(:client_public_key, %{signing_key: {public_key, _}}),
+    do: Native.client_public_key({:ed25519, public_key})
+
+  defp call(:mac_key_open, _), do: Native.mac_key_open({:key, <<7::256>>})
+  defp call(:mac_create, c), do: Native.mac_create(c.mac_key, "message")
+  defp call(:mac_verify, c), do: Native.mac_verify(c.mac_key, "message", <<0::256>>)
   defp call(:sqlite_open, _), do: Native.sqlite_open(:memory, :full, 0)
   defp call(:sqlite_reset, c), do: Native.sqlite_reset(c.database)
   defp call(:sqlite_commit, c), do: Native.sqlite_commit(c.database, c.lease)
@@ -143,6 +173,8 @@ defmodule Kith.PanicTest do
     arguments of the right types, so that its panics are tested.\
     """)
   end
+
+  defp client(%{agreement_key: {public_key, _}}), do: {:x25519, public_key}
 
   # What arms the others does not run inside what it tests.
   defp nifs, do: Native.module_info(:nifs) -- [panic_arm: 2]

@@ -57,6 +57,24 @@ defmodule Kith.RotationTest do
     assert {:ok, _} = Kith.unlock(kith, "cleo", "correct horse battery")
   end
 
+  test "wraps the keys of the service itself anew, those that are retired too", %{
+    kith: kith,
+    options: options
+  } do
+    {:ok, _} = Kith.Signed.sign(kith, "a payload", audience: "billing")
+    {:ok, _} = Kith.Signed.rotate_service_key(kith, :signing)
+    info = [info: "a record"]
+    {public_key, _} = :crypto.generate_key(:eddh, :x25519)
+    {:ok, sealed} = Kith.ClientKey.seal(kith, {:x25519, public_key}, "text", info)
+
+    kith = restart!(kith, options, 2, [1])
+    assert %{rewrapped: 7, refused: 0} = Kith.rotate_keys!(kith)
+
+    kith = restart!(kith, options, 2, [])
+    assert {:ok, "text"} = Kith.ClientKey.open(kith, {:x25519, public_key}, sealed, info)
+    assert {:ok, _} = Kith.Signed.sign(kith, "a payload", audience: "billing")
+  end
+
   test "goes on where it was interrupted", %{kith: kith, options: options} do
     kith = restart!(kith, options, 2, [1])
 

@@ -17,12 +17,18 @@ defmodule Kith.SecretsTest do
     key_file = Path.join(folder, "kith.key")
     File.write!(key_file, Base.encode64(kek))
     File.chmod!(key_file, 0o600)
+    export_key = :crypto.strong_rand_bytes(32)
+    export_file = Path.join(folder, "export.key")
+    File.write!(export_file, Base.encode64(export_key))
+    File.chmod!(export_file, 0o600)
     database = Path.join(folder, "kith.db")
     dump = Path.join(folder, "erl_crash.dump")
     planted = :crypto.strong_rand_bytes(32)
 
     {printed, _status} =
-      ChildVM.run(conversation(key_file, database, planted), env: [{"ERL_CRASH_DUMP", dump}])
+      ChildVM.run(conversation({key_file, export_file}, database, planted),
+        env: [{"ERL_CRASH_DUMP", dump}]
+      )
 
     assert printed =~ "the conversation is over", printed
     dumped = File.read!(dump)
@@ -42,6 +48,8 @@ defmodule Kith.SecretsTest do
 
     stored = for file <- [database, database <> "-wal"], File.exists?(file), do: File.read!(file)
     secrets = read_secrets(database, kek)
+    client_key = client_key(secrets[:agreement_key])
+    secrets = secrets ++ [export_key: export_key, client_key: client_key]
     archived = read_archive(database, kek)
     assert length(archived) > 50
     for {_, _, _, plaintext} <- archived, do: assert(plaintext == @plaintext)
@@ -63,7 +71,9 @@ defmodule Kith.SecretsTest do
           :braid_authenticator,
           :braid_mac_key,
           :decapsulation_key,
-          :encapsulation_state
+          :encapsulation_state,
+          :signing_key,
+          :agreement_key
         ],
         do: assert(List.keymember?(secrets, kind, 0), "no #{kind} to look for")
 
@@ -78,7 +88,15 @@ defmodule Kith.SecretsTest do
     for bytes <- stored, do: refute(found?(bytes, @plaintext), "the plaintext is in the database")
   end
 
-  defp conversation(key_file, database, planted) do
+  # As a client derives it whose public key is the base point: what it agrees on is the public key of the service.
+  defp client_key(private) do
+    {service, _} = :crypto.generate_key(:ecdh, :x25519, private)
+    extracted = :crypto.mac(:hmac, :sha256, <<0::256>>, service)
+    info = "kith-client-key-v1" <> <<0, 0x20, 9::little-256>> <> service <> "file"
+    :crypto.mac(:hmac, :sha256, extracted, info <> <<1>>)
+  end
+
+  defp conversation({key_file, export_file}, database, planted) do
     """
     {:ok, _} = Application.ensure_all_started(:kith)
     Logger.configure(level: :debug)
@@ -126,6 +144,19 @@ defmodule Kith.SecretsTest do
     {:ok, [again]} = Kith.encrypt(:family, "cleo", "ada", text)
     show.(Kith.decrypt(:family, "ada", again) == {:ok, text})
 
+    # The keys of the service itself. The client's public key is the base point.
+    signed = Kith.Signed.sign!(:family, text, audience: "elsewhere")
+    show.(signed["signature"])
+    show.(Kith.Signed.rotate_service_key(:family, from: {:file, "/no/such/file"}))
+    sealed = Kith.ClientKey.seal!(:family, {:x25519, <<9::little-256>>}, text, info: "file")
+    show.(Kith.ClientKey.open(:family, {:x25519, <<9::little-256>>}, sealed, info: "file") == {:ok, text})
+    show.(Kith.ClientKey.open(:family, {:x25519, <<9::little-256>>}, sealed, info: "another file"))
+    export_key = Kith.Signed.Export.key!({"k", {:file, #{inspect(export_file)}}})
+    show.(export_key)
+    export = Enum.to_list(Kith.Signed.Export.stream([text], export_key, purpose: "secrets"))
+    show.(Kith.Signed.Export.verify(export, export_key, purpose: "secrets"))
+    show.(Kith.Signed.Export.verify(["x"], export_key, purpose: "secrets"))
+
     instance = Kith.Instance.fetch!(:family)
     show.(instance)
     show.(:persistent_term.get() |> Enum.filter(&match?({_, %Kith.Instance{}}, &1)))
@@ -161,7 +192,7 @@ defmodule Kith.SecretsTest do
 
     # The controls: a small binary on a heap, a large one beside it, an inspected and a printed one.
     planted = :erlang.list_to_binary(#{inspect(:binary.bin_to_list(planted), limit: :infinity, charlists: :as_lists)})
-    kept = {planted, String.duplicate("x", 100) <> planted <> "y", text, envelopes, instance}
+    kept = {planted, String.duplicate("x", 100) <> planted <> "y", text, envelopes, instance, signed, sealed, export_key}
     show.(for <<byte <- planted>>, into: <<>>, do: <<Bitwise.bxor(byte, 1)>>)
     IO.puts(Base.encode16(for(<<byte <- planted>>, into: <<>>, do: <<Bitwise.bxor(byte, 2)>>), case: :lower))
     holder = spawn(fn -> receive do: (:stop -> show.(kept)) end)

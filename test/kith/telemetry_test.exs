@@ -60,6 +60,8 @@ defmodule Kith.TelemetryTest do
     true = Kith.Password.verify("correct horse", hash)
     upgrade_a_table()
 
+    use_keys_of_services(kith)
+
     :atomics.add(ahead, 1, 31 * 86_400_000)
     Kith.maintain!(kith)
 
@@ -77,7 +79,13 @@ defmodule Kith.TelemetryTest do
           [:keys, :rotate],
           [:password, :hash],
           [:password, :verify],
-          [:vault, :migrate]
+          [:vault, :migrate],
+          [:signed, :verify],
+          [:signed, :sign],
+          [:signed, :change],
+          [:client_key, :seal],
+          [:client_key, :open],
+          [:export, :verify]
         ] do
       # Nothing in Kith raises inside a span; a bug would.
       metadata = start_metadata(kith, [:kith | name])
@@ -446,6 +454,42 @@ defmodule Kith.TelemetryTest do
     assert_received {:counted, count} when count in 4..5
   end
 
+  defp use_keys_of_services(kith) do
+    {:ok, key, seed} = Kith.Test.SignedClient.register(kith, "till")
+    {:ok, message} = Kith.Signed.verify(kith, request(key, seed), audience: "orders")
+    {:error, _} = Kith.Signed.verify(kith, %{}, audience: "orders")
+    {:ok, _} = Kith.Signed.sign(kith, "answer", reply_to: message)
+    {:ok, sealed} = Kith.ClientKey.seal(kith, message, "x", info: "file")
+    {:ok, "x"} = Kith.ClientKey.open(kith, message, sealed, info: "file")
+    export_key = Kith.Signed.Export.key!({"k", {:key, <<7::256>>}})
+    export = Enum.to_list(Kith.Signed.Export.stream(["row"], export_key, purpose: "orders"))
+    {:ok, %{rows: 1}} = Kith.Signed.Export.verify(export, export_key, purpose: "orders")
+  end
+
+  defp request(key, seed),
+    do: Kith.Test.SignedClient.envelope(key.id, seed, "payload", audience: "orders")
+
+  test "a verified message's span says its size and the key, a refused one's why", %{kith: kith} do
+    {:ok, key, seed} = Kith.Test.SignedClient.register(kith, "till")
+    envelope = request(key, seed)
+    {:ok, _} = Kith.Signed.verify(kith, envelope, audience: "orders")
+    {:error, _} = Kith.Signed.verify(kith, envelope, audience: "orders")
+
+    {:error, _} =
+      Kith.Signed.verify(kith, %{envelope | "public_key_id" => String.duplicate("0", 32)},
+        audience: "orders"
+      )
+
+    id = key.id
+
+    assert [{7, ^id, nil}, {0, ^id, :duplicate}, {0, nil, :key_not_found}] =
+             for(
+               {_, measurements, metadata} <-
+                 events(received(kith), [:signed, :verify, :stop]),
+               do: {measurements.payload_size, metadata.key_id, metadata.reason}
+             )
+  end
+
   defp raise_and_clear_an_alert(kith) do
     wrong = :atomics.new(1, [])
     :atomics.put(wrong, 1, 1)
@@ -508,7 +552,8 @@ defmodule Kith.TelemetryTest do
         [{event, measurements, metadata} | received(kith)]
 
       # They are of no instance.
-      {:event, [:kith, part | _] = event, measurements, metadata} when part in [:password, :vault] ->
+      {:event, [:kith, part | _] = event, measurements, metadata}
+      when part in [:password, :vault, :export] ->
         [{event, measurements, metadata} | received(kith)]
 
       {:event, event, measurements, %{instance: nil} = metadata} ->

@@ -137,7 +137,7 @@ defmodule Kith.Case do
   @doc "Runs SQL on the database of an instance."
   def sql!(name, sql, params \\ []) do
     repo = Kith.Instance.fetch!(name).repo
-    sql = String.replace(sql, ~r/\b(?<!\.)(signal_|message_encryption)/, "kith.\\1")
+    sql = String.replace(sql, ~r/\b(?<!\.)(signal_|signed_|message_encryption)/, "kith.\\1")
 
     case Kith.Store.Repo.query(repo, sql, params) do
       {:ok, result} -> result.rows || result.num_rows
@@ -220,6 +220,9 @@ defmodule Kith.Case do
     <<byte, rest::binary>> = from(binary, position)
     <<before::binary, Bitwise.bxor(byte, mask), rest::binary>>
   end
+
+  @doc "A value whose type the compiler does not see, for a call that has a wrong one."
+  def dynamic(value), do: :persistent_term.get({__MODULE__, :none}, value)
 
   # Elixir's newest versions want a pin inside size(), which its older ones do not know.
   @doc "What is behind the first bytes of a binary."

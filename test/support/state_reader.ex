@@ -15,12 +15,22 @@ defmodule Kith.StateReader do
     [{:key_encryption_key, kek}] ++
       for({_user, key} <- data_keys, do: {:data_key, key}) ++
       for({_thread, key} <- thread_keys(query, kek), do: {:thread_key, key}) ++
+      service_keys(query, kek) ++
       identities(query, data_keys) ++
       prekeys(query, data_keys) ++
       sessions(query, data_keys) ++
       braids(query, data_keys) ++
       archived_sessions(query, data_keys) ++
       entries(query, data_keys)
+  end
+
+  defp service_keys(query, kek) do
+    sql = "SELECT purpose, public_key, private_key_encrypted FROM signed_service_keys"
+
+    for [purpose, public_key, wrapped] <- query.(sql) do
+      kind = if purpose == "signing", do: :signing_key, else: :agreement_key
+      {kind, open_data_key(kek, ["#{purpose}-key", public_key], wrapped)}
+    end
   end
 
   defp thread_keys(query, kek) do

@@ -1,9 +1,12 @@
 defmodule Kith.Migration.V3 do
   @moduledoc false
   # Times are milliseconds since 1970. What data_key holds is sealed by the vault, under another data key in
-  # signal_retired_keys.
+  # signal_retired_keys; private_key_encrypted of a key of the service is wrapped by the vault.
 
-  def up(bytes) do
+  def up(bytes), do: accounts(bytes) ++ signed(bytes)
+
+  # Locked accounts and the rotation of keys.
+  defp accounts(bytes) do
     [
       # When the data key was drawn, if it is not the first one.
       "ALTER TABLE kith.signal_accounts ADD COLUMN key_changed_at BIGINT",
@@ -34,6 +37,63 @@ defmodule Kith.Migration.V3 do
     ]
   end
 
+  # Signed messages of services.
+  defp signed(bytes) do
+    [
+      # Public keys of clients. permissions is a line each.
+      """
+      CREATE TABLE kith.signed_keys (
+        key_id TEXT NOT NULL PRIMARY KEY,
+        owner TEXT NOT NULL,
+        public_key #{bytes} NOT NULL,
+        permissions TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        expires_at BIGINT,
+        revoked_at BIGINT,
+        replaced_by TEXT,
+        window_started_at BIGINT NOT NULL,
+        window_count BIGINT NOT NULL
+      )
+      """,
+      "CREATE INDEX signed_keys_owner ON kith.signed_keys (owner, created_at)",
+      # What the next key of an owner has to be registered with: one at a time.
+      """
+      CREATE TABLE kith.signed_challenges (
+        owner TEXT NOT NULL PRIMARY KEY,
+        challenge #{bytes} NOT NULL,
+        expires_at BIGINT NOT NULL
+      )
+      """,
+      # Messages that were accepted, for as long as they would be accepted again.
+      """
+      CREATE TABLE kith.signed_nonces (
+        key_id TEXT NOT NULL,
+        nonce #{bytes} NOT NULL,
+        expires_at BIGINT NOT NULL,
+        PRIMARY KEY (key_id, nonce)
+      )
+      """,
+      "CREATE INDEX signed_nonces_expiry ON kith.signed_nonces (expires_at)",
+      # Keys of the service itself. purpose is 'signing' or 'agreement'; endorsement is a signature of the key before.
+      """
+      CREATE TABLE kith.signed_service_keys (
+        key_id TEXT NOT NULL PRIMARY KEY,
+        purpose TEXT NOT NULL,
+        public_key #{bytes} NOT NULL,
+        private_key_encrypted #{bytes} NOT NULL,
+        created_at BIGINT NOT NULL,
+        retired_at BIGINT,
+        endorsed_by TEXT,
+        endorsement #{bytes}
+      )
+      """,
+      """
+      CREATE UNIQUE INDEX signed_service_keys_current
+        ON kith.signed_service_keys (purpose) WHERE retired_at IS NULL
+      """
+    ]
+  end
+
   def down do
     [
       "DROP TABLE kith.signal_retired_keys",
@@ -41,7 +101,11 @@ defmodule Kith.Migration.V3 do
       "ALTER TABLE kith.signal_accounts DROP COLUMN key_changed_at",
       "ALTER TABLE kith.signal_threads DROP COLUMN key_changed_at",
       "ALTER TABLE kith.signal_threads DROP COLUMN previous_data_key",
-      "ALTER TABLE kith.signal_archived_messages DROP COLUMN owner_key_id"
+      "ALTER TABLE kith.signal_archived_messages DROP COLUMN owner_key_id",
+      "DROP TABLE kith.signed_service_keys",
+      "DROP TABLE kith.signed_nonces",
+      "DROP TABLE kith.signed_challenges",
+      "DROP TABLE kith.signed_keys"
     ]
   end
 end

@@ -24,7 +24,9 @@ defmodule Kith.Store.Maintenance do
     "signal_prekeys" => "user_id, device_id, kind, prekey_id",
     "signal_recoveries" => "user_id, device_id, peer_id, peer_device_id, kind",
     "signal_session_entries" =>
-      "user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id"
+      "user_id, device_id, peer_id, peer_device_id, entry_group, number, session_id",
+    "signed_challenges" => "owner",
+    "signed_nonces" => "key_id, nonce"
   }
 
   # Before all users and devices.
@@ -176,6 +178,14 @@ defmodule Kith.Store.Maintenance do
     where = "window_started_at <= $1"
     delete(repo, "signal_recoveries", limit, where, [before])
   end
+
+  @doc "Deletes nonces of signed messages that are not accepted any more anyway."
+  def delete_nonces(repo, now, limit),
+    do: delete(repo, "signed_nonces", limit, "expires_at < $1", [now])
+
+  @doc "Deletes challenges that have run out."
+  def delete_challenges(repo, now, limit),
+    do: delete(repo, "signed_challenges", limit, "expires_at < $1", [now])
 
   # MATERIALIZED, or PostgreSQL might find the rows more than once, and others each time.
   defp delete(repo, table, limit, where, params) do

@@ -23,6 +23,13 @@ rustler::atoms! {
     file,
     key,
     memory,
+    // Keys of the service
+    aes_256_gcm,
+    agreement,
+    chacha20_poly1305,
+    ed25519,
+    signing,
+    x25519,
     // Values of SQL
     blob,
     // Faults injected for tests

@@ -13,6 +13,7 @@ mod password;
 mod reason;
 mod safety_number;
 mod seam;
+mod service_key;
 mod session;
 mod sqlite;
 mod terms;

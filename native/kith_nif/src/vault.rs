@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use getrandom::SysRng;
 use kith_vault::{
-    ConfigError, Context, DataKey, DataKeyId, KeyId, LockError, PasswordParameters, Source,
-    UnlockedKey, VaultError,
+    ConfigError, Context, DataKey, DataKeyId, KeyId, LockError, PasswordParameters, SecretKey,
+    Source, UnlockedKey, VaultError,
 };
 use parking_lot::Mutex;
 use rand::SeedableRng;
@@ -120,6 +120,25 @@ impl Vault {
     /// Opens the data key of a thread.
     pub(crate) fn thread_key(&self, (thread, wrapped): &Thread<'_>) -> Result<DataKey, Reason> {
         Ok(self.0.open_data_key(&thread_context(thread), wrapped)?)
+    }
+
+    /// Opens a key of the service itself.
+    pub(crate) fn open_key(&self, context: &Context, wrapped: &[u8]) -> Result<SecretKey, Reason> {
+        Ok(self.0.open_secret_key(context, wrapped)?)
+    }
+
+    /// Wraps a key of the service itself.
+    pub(crate) fn wrap_key(&self, context: &Context, key: &SecretKey) -> Result<Vec<u8>, Reason> {
+        Ok(self.0.wrap_secret_key(&mut SysRng, context, key)?)
+    }
+
+    /// What was wrapped for a place under the current key-encryption key, or nothing when it is already.
+    pub(crate) fn rewrap(
+        &self,
+        context: &Context,
+        wrapped: &[u8],
+    ) -> Result<Option<Vec<u8>>, Reason> {
+        Ok(self.0.rewrap(&mut SysRng, context, wrapped, false)?)
     }
 
     /// Draws a data key and wraps it for a place.
@@ -434,8 +453,7 @@ fn thread_rewrap<'a>(
     blob: Row<Binary<'a>>,
 ) -> Term<'a> {
     seam::call(env, "thread_rewrap", || {
-        let context = thread_context(&thread);
-        let rewrapped = vault.0.rewrap(&mut SysRng, &context, blob.get()?, false)?;
+        let rewrapped = vault.rewrap(&thread_context(&thread), blob.get()?)?;
         Ok::<_, Reason>(rewrapped.map(Bytes))
     })
 }

@@ -1,6 +1,9 @@
 use aes_gcm::{
     Aes256Gcm, KeyInit,
-    aead::{AeadInOut, Nonce, Tag},
+    aead::{
+        AeadCore, AeadInOut, Nonce, Tag,
+        consts::{U12, U16},
+    },
 };
 use rand_core::TryCryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -11,18 +14,27 @@ pub(crate) const KEY_BYTES: usize = 32;
 pub(crate) const NONCE_BYTES: usize = 12;
 pub(crate) const TAG_BYTES: usize = 16;
 
-/// A key of AES-256-GCM (NIST SP 800-38D), expanded once.
+/// A key of an AEAD, expanded once: of AES-256-GCM (NIST SP 800-38D), unless another is named.
 ///
 /// The round keys and the key of GHASH lie behind a `Box` and are zeroized on drop; the 32 bytes themselves are not
 /// kept.
-pub(crate) struct AeadKey(Box<Aes256Gcm>);
+pub(crate) struct AeadKey<C: ZeroizeOnDrop = Aes256Gcm>(Box<C>);
 
 impl AeadKey {
     pub(crate) fn new(key: &[u8; KEY_BYTES]) -> Self {
-        Self(Box::new(Aes256Gcm::new(key.into())))
+        Self::of(Aes256Gcm::new(key.into()))
+    }
+}
+
+impl<C> AeadKey<C>
+where
+    C: AeadCore<NonceSize = U12, TagSize = U16> + AeadInOut + ZeroizeOnDrop,
+{
+    pub(crate) fn of(cipher: C) -> Self {
+        Self(Box::new(cipher))
     }
 
-    /// Appends `nonce ‖ AES-256-GCM[key](nonce, associated data, plaintext) ‖ tag` to `blob`, with a random nonce.
+    /// Appends `nonce ‖ AEAD[key](nonce, associated data, plaintext) ‖ tag` to `blob`, with a random nonce.
     ///
     /// Room for all of it must be there before, or growing the vector would leave plaintext behind in freed memory.
     pub(crate) fn seal<R: TryCryptoRng + ?Sized>(
@@ -34,7 +46,7 @@ impl AeadKey {
     ) -> Result<(), VaultError> {
         debug_assert!(blob.capacity() - blob.len() >= NONCE_BYTES + plaintext.len() + TAG_BYTES);
 
-        let mut nonce = Nonce::<Aes256Gcm>::default();
+        let mut nonce = Nonce::<C>::default();
         rng.try_fill_bytes(&mut nonce)
             .map_err(VaultError::random::<R>)?;
 
@@ -62,10 +74,10 @@ impl AeadKey {
         let mut text = Zeroizing::new(sealed.ciphertext.to_vec());
         self.0
             .decrypt_inout_detached(
-                <&Nonce<Aes256Gcm>>::from(sealed.nonce),
+                <&Nonce<C>>::from(sealed.nonce),
                 associated_data,
                 text.as_mut_slice().into(),
-                <&Tag<Aes256Gcm>>::from(sealed.tag),
+                <&Tag<C>>::from(sealed.tag),
             )
             .map_err(|_| VaultError::CorruptedState)?;
         Ok(text)
@@ -78,7 +90,7 @@ impl AeadKey {
 }
 
 // A `Box` drops what it holds, and that zeroizes itself; a test asserts it of the cipher and looks at the memory.
-impl ZeroizeOnDrop for AeadKey {}
+impl<C: ZeroizeOnDrop> ZeroizeOnDrop for AeadKey<C> {}
 
 /// `nonce ‖ ciphertext ‖ tag`, taken apart.
 pub(crate) struct Sealed<'a> {

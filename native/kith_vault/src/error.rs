@@ -106,6 +106,38 @@ pub enum LockError {
     WrongPassword,
 }
 
+/// Why a signature or a MAC was not accepted.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
+pub enum SignatureError {
+    /// The public key is none.
+    #[error("not a public key")]
+    Malformed,
+    /// The signature is not of this message under this key.
+    #[error("the signature is wrong")]
+    Wrong,
+}
+
+/// Why a key of a client was not derived, or did not seal or open.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
+pub enum ClientKeyError {
+    /// The public key is none or of small order, or the bytes are laid out otherwise.
+    #[error("not a public key, or not sealed bytes")]
+    Malformed,
+    /// The random number generator failed.
+    #[error("the random number generator failed")]
+    Random,
+    /// The bytes do not open with this key and this data.
+    #[error("the sealed bytes do not open with this key")]
+    Tampered,
+    /// The plaintext is longer than the cipher seals.
+    #[error("the plaintext is longer than the cipher seals")]
+    TooLarge,
+}
+
 /// Why a vault could not be set up.
 ///
 /// The texts are for the operator. They name the source and what was expected of it, and never a value.

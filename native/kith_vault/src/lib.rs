@@ -54,6 +54,34 @@
 //! for Elixir applications, in Cloak's bytes and in a format of its own. A field says which key it is for. [`Context`]s bind a
 //! field to its place where the application gives one. A [`LookupKey`] hashes values that a table is searched by.
 //!
+//! # Keys of a service
+//!
+//! Beside its accounts a server has keys of its own. A [`SecretKey`] is 32 bytes from the generator or a [`Source`];
+//! [`Vault::wrap_secret_key`] stores it as a data key is stored. It becomes a [`SigningKey`] (Ed25519), a [`MacKey`]
+//! (HMAC-SHA256), or an [`AgreementKey`] (X25519), with which a [`ClientKey`] is derived for each client and purpose:
+//!
+//! ```text
+//! shared = X25519(service's private key, client's public key), refused when it is zero
+//! key    = HKDF-SHA256(salt, shared, "kith-client-key-v1" ‖ 00 ‖ algorithm ‖ client's X25519 public key ‖
+//!                      service's public key ‖ info), 32 bytes
+//! ```
+//!
+//! The algorithm is part of what is derived from, so that no key is used with two ciphers. Whoever has the service's private key
+//! derives the keys of all clients, and a client with their own private key derives theirs.
+//!
+//! ## Bytes sealed for a client, 46 more than their plaintext
+//!
+//! | offset | bytes | field | value |
+//! | --- | --- | --- | --- |
+//! | 0 | 1 | format version | `0x01` |
+//! | 1 | 1 | algorithm | `0x20`: AES-256-GCM, `0x21`: ChaCha20-Poly1305 |
+//! | 2 | 16 | service's key | the first half of the SHA-256 of its public key |
+//! | 18 | 12 | nonce | random |
+//! | 30 | n | ciphertext | as long as the plaintext |
+//! | 30 + n | 16 | tag | |
+//!
+//! The associated data is the first 18 bytes followed by what the caller gives. The limit of 2^32 seals holds for each derived key.
+//!
 //! # Formats
 //!
 //! Both blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
@@ -180,6 +208,7 @@
 #![forbid(unsafe_code)]
 
 mod aead_key;
+mod agreement_key;
 mod blob;
 mod context;
 mod data_key;
@@ -190,19 +219,29 @@ mod key_encryption_key;
 mod key_id;
 mod lock;
 mod lookup;
+mod mac_key;
 mod password;
+mod secret_key;
+mod signing_key;
 mod source;
 mod vault;
 
+pub use agreement_key::{AgreementKey, Cipher, ClientKey, ClientPublicKey, Purpose, public_key_id};
 pub use blob::{is_locked, sealed_by, wrapped_by};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
-pub use error::{ConfigError, FieldError, KeyDefect, LockError, PasswordError, VaultError};
+pub use error::{
+    ClientKeyError, ConfigError, FieldError, KeyDefect, LockError, PasswordError, SignatureError,
+    VaultError,
+};
 pub use field::{Binding, CloakIv, Field, FieldCipher, FieldFormat, FieldVault, field_context};
 pub use key_id::KeyId;
 pub use lock::{Token, UnlockedKey};
 pub use lookup::{LookupHash, LookupKey};
+pub use mac_key::MacKey;
 pub use password::{PasswordHash, PasswordParameters};
+pub use secret_key::SecretKey;
+pub use signing_key::{SigningKey, verify_signature};
 pub use source::Source;
 pub use vault::Vault;
 

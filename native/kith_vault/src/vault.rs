@@ -4,13 +4,13 @@ use rand_core::TryCryptoRng;
 use zeroize::Zeroizing;
 
 use crate::{
-    aead_key::KEY_BYTES,
     blob::{Wrapped, Wrapping},
     context::Context,
     data_key::{DataKey, DataKeyId},
     error::{ConfigError, VaultError},
     key_encryption_key::KeyEncryptionKey,
     key_id::KeyId,
+    secret_key::SecretKey,
     source::Source,
 };
 
@@ -68,11 +68,23 @@ impl Vault {
         rng: &mut R,
         context: &Context,
     ) -> Result<Vec<u8>, VaultError> {
+        let key = SecretKey::generate(rng)?;
+        self.wrap_secret_key(rng, context, &key)
+    }
+
+    /// Wraps a key under the current key, for one place, as a data key is wrapped. [`Self::open_secret_key`] gives it back.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::Random`] if the generator fails.
+    pub fn wrap_secret_key<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+        context: &Context,
+        key: &SecretKey,
+    ) -> Result<Vec<u8>, VaultError> {
         let mut id = [0; DataKeyId::BYTES];
         rng.try_fill_bytes(&mut id)
-            .map_err(VaultError::random::<R>)?;
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
-        rng.try_fill_bytes(key.as_mut_slice())
             .map_err(VaultError::random::<R>)?;
 
         self.wrap(
@@ -80,7 +92,7 @@ impl Vault {
             context,
             Wrapping::KeyEncryptionKey,
             DataKeyId::from_bytes(id),
-            key.as_slice(),
+            key.as_bytes(),
         )
     }
 
@@ -107,12 +119,31 @@ impl Vault {
     /// [`VaultError::KeyNotFound`] if the vault does not hold the key it names, [`VaultError::Locked`] for one that is
     /// locked under a password, [`VaultError::CorruptedState`] if it does not open.
     pub fn open_data_key(&self, context: &Context, wrapped: &[u8]) -> Result<DataKey, VaultError> {
+        let (id, key) = self.open_wrapped(context, wrapped)?;
+        Ok(DataKey::new(id, key.as_bytes()))
+    }
+
+    /// Opens a key that [`Self::wrap_secret_key`] wrapped for this place.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::open_data_key`].
+    pub fn open_secret_key(
+        &self,
+        context: &Context,
+        wrapped: &[u8],
+    ) -> Result<SecretKey, VaultError> {
+        self.open_wrapped(context, wrapped).map(|(_, key)| key)
+    }
+
+    fn open_wrapped(
+        &self,
+        context: &Context,
+        wrapped: &[u8],
+    ) -> Result<(DataKeyId, SecretKey), VaultError> {
         let (id, key) = self.unwrap(context, Wrapping::KeyEncryptionKey, wrapped)?;
-        let key = key
-            .as_slice()
-            .try_into()
-            .map_err(|_| VaultError::CorruptedState)?;
-        Ok(DataKey::new(id, key))
+        let key = SecretKey::from_slice(&key).ok_or(VaultError::CorruptedState)?;
+        Ok((id, key))
     }
 
     pub(crate) fn unwrap(
@@ -172,7 +203,10 @@ impl fmt::Debug for Vault {
 mod tests {
     use std::panic::{RefUnwindSafe, UnwindSafe};
 
+    use zeroize::Zeroizing;
+
     use super::*;
+    use crate::aead_key::KEY_BYTES;
 
     #[test]
     fn debug_shows_ids_and_no_key() {
