@@ -2,7 +2,8 @@ defmodule Kith.Error do
   @moduledoc """
   The one error of Kith: returned in `{:error, error}`, raised by the functions that end in `!`.
 
-  Only `:reason` is public. `Exception.message/1` says what happened and what to do next.
+  `:reason` is public, and `:position` where a function of `Kith.Backup.RecoveryKey` says which word or share it is about.
+  `Exception.message/1` says what happened and what to do next.
 
   | reason | what happened | what to do |
   | --- | --- | --- |
@@ -22,6 +23,10 @@ defmodule Kith.Error do
   | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
   | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
   | `:busy` | more passwords are to be hashed than `Kith.Password` works on | answer "try again in a moment"; count it as no failed attempt |
+  | `:wrong_secret` | the passphrase, the words or the shares are not those that were used, or belong to nothing | ask for them again |
+  | `:too_few` | fewer shares than their threshold | ask others for theirs |
+  | `:no_consent` | nobody has consented to this key being unwrapped, or the consent was withdrawn | ask the user |
+  | `:already_registered` | a user who is to be restored has keys here | `replace: true`, if those are to be lost |
   | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
   """
 
@@ -42,6 +47,10 @@ defmodule Kith.Error do
     :not_registered,
     :storage,
     :busy,
+    :wrong_secret,
+    :too_few,
+    :no_consent,
+    :already_registered,
     :panic
   ]
 
@@ -63,20 +72,28 @@ defmodule Kith.Error do
           | :not_registered
           | :storage
           | :busy
+          | :wrong_secret
+          | :too_few
+          | :no_consent
+          | :already_registered
           | :panic
 
   @typedoc "`:detail` is for people who read logs: never match on it."
-  @type t :: %__MODULE__{reason: reason, detail: nil | String.t()}
+  @type t :: %__MODULE__{
+          reason: reason,
+          detail: nil | String.t(),
+          position: nil | pos_integer
+        }
 
-  defexception [:reason, :detail]
+  defexception [:reason, :detail, :position]
 
   @doc "All reasons, in the order of the table above."
   @spec reasons() :: [reason]
   def reasons, do: @reasons
 
   @doc false
-  def new(reason, detail \\ nil) when reason in @reasons,
-    do: %__MODULE__{reason: reason, detail: detail}
+  def new(reason, detail \\ nil, position \\ nil) when reason in @reasons,
+    do: %__MODULE__{reason: reason, detail: detail, position: position}
 
   @impl true
   def exception(reason) when is_atom(reason), do: new(reason)
@@ -142,6 +159,17 @@ defmodule Kith.Error do
 
   defp describe(:busy),
     do: "more passwords wait to be hashed than there is room for; try again in a moment"
+
+  defp describe(:wrong_secret),
+    do: "the passphrase, the words or the shares are not those that were used; ask for them again"
+
+  defp describe(:too_few), do: "there are fewer shares than are needed; ask others for theirs"
+
+  defp describe(:no_consent),
+    do: "nobody has consented to this, or the consent was withdrawn; ask the user"
+
+  defp describe(:already_registered),
+    do: "the user has keys here, which a restore would replace; say so if it shall"
 
   defp describe(:panic),
     do:

@@ -56,6 +56,20 @@ defmodule Kith.Telemetry do
   | `[:kith, :password, :verify, :start]` | `monotonic_time`, `system_time` | none |
   | `[:kith, :password, :verify, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason`, `matched` |
   | `[:kith, :password, :verify, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :export, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id` |
+  | `[:kith, :backup, :export, :stop]` | `monotonic_time`, `duration`, `size`, `sessions`, `messages`, `damaged` | the same, `result`, `reason` |
+  | `[:kith, :backup, :verify, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :backup, :verify, :stop]` | `monotonic_time`, `duration`, `size` | the same, `result`, `reason` |
+  | `[:kith, :backup, :verify, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :restore, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id` |
+  | `[:kith, :backup, :restore, :stop]` | `monotonic_time`, `duration`, `size`, `sessions`, `messages` | the same, `result`, `reason` |
+  | `[:kith, :backup, :restore, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :escrow, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `by` |
+  | `[:kith, :backup, :escrow, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason` |
+  | `[:kith, :backup, :escrow, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :unwrap, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `by` |
+  | `[:kith, :backup, :unwrap, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason` |
+  | `[:kith, :backup, :unwrap, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
   | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
   | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
@@ -79,7 +93,8 @@ defmodule Kith.Telemetry do
   oldest prekeys among them. Ages are seconds, 0 where there is nothing of that age. `:purge` counts what was deleted: one-time prekeys of
   both kinds, `signed_count` signed prekeys and Kyber prekeys of last resort, `base_keys` remembered of them; keys of skipped
   messages, counts of recoveries, and expired messages of the archive. `:expire` is one session, put away `age` seconds after it
-  was made. `size` is the bytes of the write-ahead log before the checkpoint.
+  was made. `size` is the bytes of the write-ahead log before the checkpoint, and of a backup those that were written or read; `damaged` are
+  the rows that do not open and are not in it.
 
   `store` and `vault` of a `:check`, which is `Kith.health/2`, are 1 where it is well and 0 where not; `store_duration` and
   `vault_duration` are how long each took, `duration` both. The `duration` of an alert of `Kith.Monitor` that is `:cleared`
@@ -99,12 +114,16 @@ defmodule Kith.Telemetry do
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. `store_reason` and `vault_reason` are what is wrong with each,
-  `nil` where nothing is. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. There is
+  `nil` where nothing is. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. `by` is who has put a recovery key into escrow, or
+  unwrapped it, as the application names them. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.
 
   ## Order
+
+  The two events of an `:export` are emitted together when its stream ends, with the times at which it began and ended; of one that
+  is not read to its end the result is `:error`, and the reason `nil` unless an error ended it.
 
   `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
@@ -255,6 +274,12 @@ defmodule Kith.Telemetry do
     {measurements, more} = describe.(result)
     {result, {event, {started, system_time}, finished, measurements, metadata, more}}
   end
+
+  @doc false
+  # A span that was begun at a time, for emit/1, and ends now.
+  @spec recorded([atom], map, {integer, integer}, map, map) :: recorded
+  def recorded(event, metadata, started, measurements, more),
+    do: {event, started, System.monotonic_time(), measurements, metadata, more}
 
   @doc false
   # Adds what was only known later.

@@ -54,6 +54,7 @@ defmodule Kith.TelemetryTest do
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
     {:ok, hash} = Kith.Password.hash("correct horse", memory: 8_192, passes: 1)
     true = Kith.Password.verify("correct horse", hash)
+    back_up_and_restore(kith)
 
     :atomics.add(ahead, 1, 31 * 86_400_000)
     Kith.maintain!(kith)
@@ -68,7 +69,11 @@ defmodule Kith.TelemetryTest do
           [:archive, :history],
           [:archive, :shred],
           [:password, :hash],
-          [:password, :verify]
+          [:password, :verify],
+          [:backup, :verify],
+          [:backup, :restore],
+          [:backup, :escrow],
+          [:backup, :unwrap]
         ] do
       # Nothing in Kith raises inside a span; a bug would.
       metadata = start_metadata(kith, [:kith | name])
@@ -435,6 +440,19 @@ defmodule Kith.TelemetryTest do
     on_exit(fn -> :telemetry.detach("counting") end)
     encrypt_one!(kith, "anna", "ben", "x")
     assert_received {:counted, count} when count in 4..5
+  end
+
+  defp back_up_and_restore(kith) do
+    {:ok, key} = Kith.Backup.RecoveryKey.generate()
+    {:ok, backup} = Kith.Backup.export(kith, "ben", key)
+    backup = Enum.to_list(backup)
+    {:ok, _} = Kith.Backup.verify(kith, backup, key)
+    {:error, _} = Kith.Backup.restore(kith, "ben", backup, key)
+    {:ok, _} = Kith.Backup.restore(kith, "ben", backup, key, replace: true)
+    service_key = {"escrow", {:key, <<7::256>>}}
+    {:ok, _} = Kith.Backup.Escrow.deposit(kith, "ben", key, service_key, by: "ben", text: "1")
+
+    {:ok, _} = Kith.Backup.Escrow.unwrap(kith, "ben", service_key, by: "admin", purpose: "a test")
   end
 
   defp raise_and_clear_an_alert(kith) do

@@ -4,11 +4,13 @@
 //! One file per noun. Every function runs inside [`seam`], which turns a panic into an answer.
 
 mod atoms;
+mod backup;
 mod conversation;
 mod device;
 mod import;
 mod password;
 mod reason;
+mod recovery_key;
 mod safety_number;
 mod seam;
 mod session;

@@ -21,6 +21,10 @@ pub(crate) enum Reason {
     NotRegistered,
     Storage,
     Busy,
+    WrongSecret,
+    TooFew,
+    NoConsent,
+    AlreadyRegistered,
     Panic,
 }
 
@@ -42,6 +46,10 @@ mod atoms {
         not_registered,
         storage,
         busy,
+        wrong_secret,
+        too_few,
+        no_consent,
+        already_registered,
         panic,
         invalid,
     }
@@ -49,7 +57,7 @@ mod atoms {
 
 impl Reason {
     /// The whole set, for the test that compares it with Elixir's.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::SessionNotFound,
         Self::Duplicate,
         Self::Tampered,
@@ -66,6 +74,10 @@ impl Reason {
         Self::NotRegistered,
         Self::Storage,
         Self::Busy,
+        Self::WrongSecret,
+        Self::TooFew,
+        Self::NoConsent,
+        Self::AlreadyRegistered,
         Self::Panic,
     ];
 
@@ -87,6 +99,10 @@ impl Reason {
             Self::NotRegistered => atoms::not_registered(),
             Self::Storage => atoms::storage(),
             Self::Busy => atoms::busy(),
+            Self::WrongSecret => atoms::wrong_secret(),
+            Self::TooFew => atoms::too_few(),
+            Self::NoConsent => atoms::no_consent(),
+            Self::AlreadyRegistered => atoms::already_registered(),
             Self::Panic => atoms::panic(),
         }
     }

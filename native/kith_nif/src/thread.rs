@@ -10,11 +10,11 @@ use crate::terms::Row;
 use crate::vault::{Bytes, Thread, Vault, thread_context};
 
 /// Whose archive it is: a user and a device.
-type OwnerTerm<'a> = (Binary<'a>, u8);
+pub(crate) type OwnerTerm<'a> = (Binary<'a>, u8);
 
 /// Where an archived message stands: every column of its row but the content.
 #[derive(NifMap)]
-struct PlaceTerm<'a> {
+pub(crate) struct PlaceTerm<'a> {
     position: u64,
     message_id: Binary<'a>,
     /// The user and the device it is from; nobody for what the owner sent.
@@ -25,7 +25,7 @@ struct PlaceTerm<'a> {
 
 impl PlaceTerm<'_> {
     /// What the content is bound to. A field that is absent is empty, which no number is.
-    fn context(&self, thread: &[u8], (user, device): &OwnerTerm<'_>) -> Context {
+    pub(crate) fn context(&self, thread: &[u8], (user, device): &OwnerTerm<'_>) -> Context {
         let context = Context::new("archived-message")
             .bytes(user.as_slice())
             .number((*device).into())

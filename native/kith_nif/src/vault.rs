@@ -116,7 +116,7 @@ fn vault_open<'a>(
     }))
 }
 
-fn source_of((kind, value): (Atom, Binary<'_>)) -> NifResult<Source> {
+pub(crate) fn source_of((kind, value): (Atom, Binary<'_>)) -> NifResult<Source> {
     if kind == atoms::env() {
         let name = std::str::from_utf8(value.as_slice()).map_err(|_| rustler::Error::BadArg)?;
         Ok(Source::Env(name.to_owned()))

@@ -48,6 +48,12 @@
 //! of its own, as the PHC string other implementations read. It opens nothing. A password is borrowed and never copied
 //! here; the memory of Argon2, which gives the hash away, is erased after use.
 //!
+//! # Backups
+//!
+//! A [`BackupWriter`] turns records into a stream of bytes under a passphrase or a [`RecoveryKey`], a [`BackupReader`] turns
+//! it back, and says at its end whether it was whole. A recovery key has two forms outside: BIP-39 words, and Shamir's
+//! shares; an [`EscrowKey`] wraps one by HPKE. The layouts are with the types.
+//!
 //! # Formats
 //!
 //! Both blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
@@ -129,22 +135,30 @@
 #![forbid(unsafe_code)]
 
 mod aead_key;
+mod backup;
 mod blob;
 mod context;
 mod data_key;
 mod error;
+mod escrow;
 mod key_encryption_key;
 mod key_id;
 mod password;
+mod recovery_key;
 mod source;
 mod vault;
 
+pub use backup::{BackupReader, BackupSecret, BackupWriter, Record};
 pub use blob::{sealed_by, wrapped_by};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
-pub use error::{ConfigError, KeyDefect, PasswordError, VaultError};
+pub use error::{
+    BackupError, ConfigError, KeyDefect, PasswordError, RecoveryKeyError, VaultError,
+};
+pub use escrow::EscrowKey;
 pub use key_id::KeyId;
 pub use password::{PasswordHash, PasswordParameters};
+pub use recovery_key::{RecoveryKey, WordCount};
 pub use source::Source;
 pub use vault::Vault;
 
