@@ -782,6 +782,7 @@ defmodule Kith.Backup do
   defp chunks(backup) when is_binary(backup), do: chunks([backup])
 
   defp chunks(backup) do
+    if Enumerable.impl_for(backup) == nil, do: no_backup()
     reduce = &Enumerable.reduce(backup, &1, fn chunk, _ -> {:suspend, chunk} end)
     fn -> step(reduce.({:cont, nil})) end
   end
@@ -793,13 +794,17 @@ defmodule Kith.Backup do
 
   defp step({:suspended, _other, continue}) do
     continue.({:halt, nil})
-    raise ArgumentError, "expected a backup to be an enumerable of binaries, or a binary"
+    no_backup()
   end
 
   defp step(_done) do
     Process.delete(__MODULE__)
     :done
   end
+
+  # What is given in its place may well be a secret.
+  defp no_backup,
+    do: raise(ArgumentError, "expected a backup to be an enumerable of binaries, or a binary")
 
   # What was not read to its end is closed.
   defp backup_reader, do: Process.delete(__MODULE__)

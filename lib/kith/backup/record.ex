@@ -164,7 +164,8 @@ defmodule Kith.Backup.Record do
   defp thread?("d:" <> users) do
     case Integer.parse(users) do
       {size, ":" <> users} when size in 1..255//1 and byte_size(users) > size ->
-        <<first::binary-size(size), second::binary>> = users
+        first = binary_part(users, 0, size)
+        second = binary_part(users, size, byte_size(users) - size)
         name?(first) and name?(second) and first <= second
 
       _another ->
