@@ -161,8 +161,8 @@ defmodule Kith.Telemetry do
   | level | what |
   | --- | --- |
   | error | a panic of the engine; an operation that failed with `:storage` or raised; a database that does not answer, or data keys that do not open, when asked by `Kith.health/2` |
-  | warning | a security event: `decrypt` answered `:tampered` or `:untrusted_identity`; `:corrupted_state`; a call of `encrypt` or `decrypt` slower than `:slow`; a session begun without a one-time prekey, as there was none |
-  | info | a message reported or sent again after it did not open, a session put away unanswered, a second delivery answered out of the archive |
+  | warning | a security event: `decrypt` answered `:tampered` or `:untrusted_identity`; `:corrupted_state`; a call of `encrypt` or `decrypt` slower than `:slow`; a session begun without a one-time prekey, as there was none; a recovery key in escrow that was unwrapped, or asked for in vain |
+  | info | a message reported or sent again after it did not open, a session put away unanswered, a second delivery answered out of the archive, an account backed up or restored |
   | debug | each call of `encrypt`, `encrypt_group` and `decrypt`, and each session that is begun |
 
   What Kith logs by itself is not logged a second time: a database that was restored, what fails in maintenance, and the alerts
