@@ -11,7 +11,7 @@ defmodule Kith.Backup do
 
       # another day, on another server
       {:ok, key} = Kith.Backup.RecoveryKey.parse(words)
-      {:ok, restored} = Kith.Backup.restore(MyApp.Kith, "anna", File.stream!("anna.kith", [], 65_536), key)
+      {:ok, restored} = Kith.Backup.restore(MyApp.Kith, "anna", File.stream!("anna.kith"), key)
 
   A backup has the identity key of the user, the devices with their registration ids and prekeys, what was remembered of other
   people's identities and whether it was verified, the sessions, and the message archive. It is for one user; what saves a whole database is
@@ -81,6 +81,7 @@ defmodule Kith.Backup do
 
   # What is read of a given binary in one native call.
   @slice 262_144
+  @gathered 65_536
 
   @peers_per_page 50
   @messages_per_page 200
@@ -468,7 +469,8 @@ defmodule Kith.Backup do
   defp look_at(_record, _seen), do: {:halt, malformed()}
 
   @doc """
-  Restores a user from a backup: an enumerable of binaries, such as `File.stream!(path, [], 65_536)`, or a binary.
+  Restores a user from a backup: an enumerable of binaries, such as `File.stream!(path)`, or a binary.
+  A file that is streamed through something else has to be read by bytes, since reading by lines changes line endings.
 
   All of it happens in one transaction, which ends with the last byte of the backup: give it a file and no slow connection, since with the embedded
   database nobody else writes meanwhile. Inside a transaction of the application it joins that one. A backup that is not whole
@@ -781,6 +783,10 @@ defmodule Kith.Backup do
   # The enumerable is suspended between two chunks, so that the work of the secret is done before the transaction.
   defp chunks(backup) when is_binary(backup), do: chunks([backup])
 
+  # Reading by lines turns CR LF into LF.
+  defp chunks(%File.Stream{line_or_bytes: :line} = file),
+    do: chunks(%{file | line_or_bytes: @gathered})
+
   defp chunks(backup) do
     if Enumerable.impl_for(backup) == nil, do: no_backup()
     reduce = &Enumerable.reduce(backup, &1, fn chunk, _ -> {:suspend, chunk} end)
@@ -825,17 +831,29 @@ defmodule Kith.Backup do
 
   # Feeds all chunks to the reader, and what is complete to `fun`. Says {:ok, state} only when the last chunk was the last one.
   defp fold(instance, reader, next, state, fun, size \\ @header_bytes) do
-    case next.() do
-      {chunk, next} ->
-        with {:ok, state} <- feed(instance, reader, chunk, state, fun),
-             do: fold(instance, reader, next, state, fun, size + byte_size(chunk))
+    {bytes, next} = gather(next, [], 0)
 
-      :done ->
-        case records(instance, reader, nil, state, fun) do
-          {:ok, %{whole?: true} = state} -> {:ok, Map.put(state, :size, size)}
-          {:ok, _state} -> malformed()
-          error -> error
-        end
+    with {:ok, state} <- feed(instance, reader, bytes, state, fun) do
+      size = size + byte_size(bytes)
+
+      if next == :done,
+        do: ended(records(instance, reader, nil, state, fun), size),
+        else: fold(instance, reader, next, state, fun, size)
+    end
+  end
+
+  defp ended({:ok, %{whole?: true} = state}, size), do: {:ok, Map.put(state, :size, size)}
+  defp ended({:ok, _state}, _size), do: malformed()
+  defp ended(error, _size), do: error
+
+  # Small pieces, and a native call for each, would take longer than the work.
+  defp gather(next, gathered, size) when size >= @gathered,
+    do: {IO.iodata_to_binary(gathered), next}
+
+  defp gather(next, gathered, size) do
+    case next.() do
+      {chunk, next} -> gather(next, [gathered | chunk], size + byte_size(chunk))
+      :done -> {IO.iodata_to_binary(gathered), :done}
     end
   end
 

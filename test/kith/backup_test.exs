@@ -396,9 +396,23 @@ defmodule Kith.BackupTest do
       {:ok, stream} = Backup.export(kith, "anna", key)
       stream |> Stream.into(File.stream!(path)) |> Stream.run()
       assert {:ok, _} = Backup.verify(kith, File.stream!(path), key)
+      assert {:ok, _} = Backup.verify(kith, %{File.stream!(path) | line_or_bytes: 7}, key)
       assert {:ok, _} = Backup.verify(kith, for(<<byte <- backup>>, do: <<byte>>), key)
       new = elsewhere!(kith)
       assert {:ok, %{messages: 2}} = Backup.restore(new, "anna", File.stream!(path), key)
+    end
+
+    test "in a file has every byte it had, line endings too", %{kith: kith, key: key} do
+      for n <- 1..3, do: Kith.encrypt!(kith, "anna", "ben", String.duplicate("#{n}", 60_000))
+      path = Path.join(tmp_dir!(), "anna.kith")
+
+      # Of 180,000 random bytes two in succession are CR and LF in 19 of 20 cases.
+      for _ <- 1..5 do
+        File.rm(path)
+        {:ok, stream} = Backup.export(kith, "anna", key)
+        stream |> Stream.into(File.stream!(path)) |> Stream.run()
+        assert {:ok, _} = Backup.verify(kith, File.stream!(path), key)
+      end
     end
 
     test "leaves out a row that does not open, but not the identity", %{kith: kith, key: key} do
@@ -463,6 +477,67 @@ defmodule Kith.BackupTest do
     before = dump(new)
     assert {:ok, _} = undone!(new, fn -> Backup.restore(new, "anna", backup, @passphrase) end)
     assert dump(new) == before
+  end
+
+  test "a process that dies in the middle of a restore leaves nothing behind" do
+    kith = start!(one_time_prekeys: 100)
+    register!(kith, ~w(anna ben))
+    for n <- 1..5, do: Kith.encrypt!(kith, "anna", "ben", String.duplicate("#{n}", 60_000))
+    backup = export!(kith, "anna", @passphrase)
+    new = elsewhere!(kith)
+    before = dump(new)
+    test = self()
+
+    # Most of it has been written when the process is killed.
+    pieces = Stream.map(for(<<piece::binary-10_000 <- backup>>, do: piece), & &1)
+
+    waits =
+      Stream.map(["x"], fn _ ->
+        send(test, :nearly_done)
+        Process.sleep(:infinity)
+      end)
+
+    {dies, monitor} =
+      spawn_monitor(fn ->
+        Backup.restore(new, "anna", Stream.concat(pieces, waits), @passphrase)
+      end)
+
+    assert_receive :nearly_done, 60_000
+    Process.exit(dies, :kill)
+    assert_receive {:DOWN, ^monitor, _, _, :killed}
+    assert dump(new) == before
+    assert {:ok, %{messages: 5}} = Backup.restore(new, "anna", backup, @passphrase)
+  end
+
+  test "what the source of a backup raises is raised, and what was written is undone" do
+    kith = start!()
+    register!(kith, ["anna"])
+    backup = export!(kith, "anna", @passphrase)
+    new = elsewhere!(kith)
+    before = dump(new)
+    <<head::binary-86, rest::binary>> = backup
+    ends = self()
+
+    source =
+      Stream.resource(
+        fn -> [head, rest] end,
+        fn
+          [piece | pieces] -> {[piece], pieces}
+          [] -> raise "the upload ended"
+        end,
+        fn _ -> send(ends, :closed) end
+      )
+
+    assert_raise RuntimeError, "the upload ended", fn ->
+      Backup.restore(new, "anna", source, @passphrase)
+    end
+
+    assert_receive :closed
+    assert dump(new) == before
+
+    # One that is not read to its end is closed too.
+    assert reason(Backup.restore(new, "anna", source, {:passphrase, "another"})) == :wrong_secret
+    assert_receive :closed
   end
 
   test "what a stranger could write into a backup of their own is refused" do
@@ -569,7 +644,7 @@ defmodule Kith.BackupTest do
 
     new = elsewhere!(kith)
     :atomics.put(highest, 1, 0)
-    chunks = Stream.map(File.stream!(path, [], 65_536), watch)
+    chunks = Stream.map(%{File.stream!(path) | line_or_bytes: 65_536}, watch)
     assert {:ok, %{messages: 10_001}} = Backup.restore(new, "anna", chunks, key)
     assert :atomics.get(highest, 1) < 6_000_000
   end

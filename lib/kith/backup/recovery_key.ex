@@ -139,7 +139,9 @@ defmodule Kith.Backup.RecoveryKey do
     with @prefix <> encoded <- compact,
          true <- byte_size(encoded) <= 256,
          letters = for(<<letter <- encoded>>, into: "", do: <<mistaken(letter)>>),
-         {:ok, bytes} <- Base.decode32(letters, padding: false) do
+         {:ok, bytes} <- Base.decode32(letters, padding: false),
+         # The bits that are left over in the last letter are part of what was written.
+         ^letters <- Base.encode32(bytes, padding: false) do
       bytes
     else
       _none -> ""

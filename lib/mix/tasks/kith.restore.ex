@@ -36,7 +36,7 @@ defmodule Mix.Tasks.Kith.Restore do
       if not File.regular?(path), do: Mix.raise("there is no backup #{path}")
       secret = Mix.Kith.secret!(options, :words)
       Mix.Kith.start!(name, create: true)
-      backup = File.stream!(path, [], 65_536)
+      backup = File.stream!(path)
 
       if options[:verify],
         do: verify(name, backup, secret),

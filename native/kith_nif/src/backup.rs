@@ -391,11 +391,7 @@ fn backup_read<'a>(
     seam::call(env, "backup_read", || {
         let mut read = reading.0.lock().take().ok_or(Reason::Malformed)?;
         let records = match &bytes {
-            Some(bytes) => read
-                .reader
-                .as_mut()
-                .ok_or(Reason::Malformed)?
-                .read(bytes)?,
+            Some(bytes) => read.reader.as_mut().ok_or(Reason::Malformed)?.read(bytes)?,
             None => read.reader.take().ok_or(Reason::Malformed)?.finish()?,
         };
         let mut found = Vec::with_capacity(records.len());

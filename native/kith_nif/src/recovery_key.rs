@@ -139,11 +139,7 @@ fn load(id: &str, source: kith_vault::Source) -> Result<EscrowKey, Invalid> {
 
 /// The public half of the key of a source: `{:ok, public}`.
 #[rustler::nif(schedule = "DirtyIo")]
-fn escrow_public<'a>(
-    env: Env<'a>,
-    id: &str,
-    source: (Atom, Binary<'a>),
-) -> NifResult<Term<'a>> {
+fn escrow_public<'a>(env: Env<'a>, id: &str, source: (Atom, Binary<'a>)) -> NifResult<Term<'a>> {
     let source = source_of(source)?;
     Ok(seam::call(env, "escrow_public", || {
         Ok::<_, Invalid>(Bytes(load(id, source)?.public_bytes()))

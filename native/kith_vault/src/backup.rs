@@ -523,7 +523,11 @@ mod tests {
         // Ends with a full chunk: the first record fills what the others leave of it.
         let filling = vec![1; CHUNK_BYTES - 9 - 3 - 9 - 9 - 1];
         for records in [
-            &[(1, &b"a"[..], &b"bc"[..]), (2, &[], &[]), (3, &filling, b"x")][..],
+            &[
+                (1, &b"a"[..], &b"bc"[..]),
+                (2, &[], &[]),
+                (3, &filling, b"x"),
+            ][..],
             &[(9, b"", &large), (1, b"a", b"b")],
             &[],
         ] {
@@ -616,20 +620,21 @@ mod tests {
         };
         assert_eq!(with(8, 1), BackupError::Malformed);
         assert_eq!(with(BackupWriter::MIN_MEMORY, 1), BackupError::Malformed);
-        assert_eq!(with(BackupWriter::MIN_MEMORY - 1, 4), BackupError::Malformed);
+        assert_eq!(
+            with(BackupWriter::MIN_MEMORY - 1, 4),
+            BackupError::Malformed
+        );
         assert_eq!(with(u32::MAX, 1), BackupError::TooLarge);
         assert_eq!(with(262_144, 5), BackupError::TooLarge);
 
         let create = |passphrase: &[u8], memory| {
             let parameters = PasswordParameters::new(memory, 2, 1).unwrap();
-            BackupWriter::create(
-                &mut rng(),
-                BackupSecret::Passphrase(passphrase),
-                parameters,
-            )
-            .err()
+            BackupWriter::create(&mut rng(), BackupSecret::Passphrase(passphrase), parameters).err()
         };
-        assert_eq!(create(b"correct horse", 8_192), Some(BackupError::Malformed));
+        assert_eq!(
+            create(b"correct horse", 8_192),
+            Some(BackupError::Malformed)
+        );
         assert_eq!(create(b"seven b", 19_456), Some(BackupError::Malformed));
         assert_eq!(create(&[1; 1_025], 19_456), Some(BackupError::TooLarge));
     }

@@ -152,9 +152,7 @@ pub use backup::{BackupReader, BackupSecret, BackupWriter, Record};
 pub use blob::{sealed_by, wrapped_by};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
-pub use error::{
-    BackupError, ConfigError, KeyDefect, PasswordError, RecoveryKeyError, VaultError,
-};
+pub use error::{BackupError, ConfigError, KeyDefect, PasswordError, RecoveryKeyError, VaultError};
 pub use escrow::EscrowKey;
 pub use key_id::KeyId;
 pub use password::{PasswordHash, PasswordParameters};

@@ -150,20 +150,15 @@ impl RecoveryKey {
         let mut secret = Zeroizing::new(Vec::with_capacity(self.0.len() + DIGEST_BYTES));
         secret.extend_from_slice(&self.0);
         secret.extend_from_slice(&digest(&[KEY_LABEL, &set, &self.0]));
-        let points = Gf256::split_bytes(
-            threshold.into(),
-            count.into(),
-            secret.as_slice(),
-            &mut *rng,
-        )
-        .map_err(|_| RecoveryKeyError::Parameters)?;
+        let points =
+            Gf256::split_bytes(threshold.into(), count.into(), secret.as_slice(), &mut *rng)
+                .map_err(|_| RecoveryKeyError::Parameters)?;
 
         Ok(points
             .into_iter()
             .map(Zeroizing::new)
             .map(|point| {
-                let mut share =
-                    Zeroizing::new(Vec::with_capacity(SHARE_OVERHEAD + secret.len()));
+                let mut share = Zeroizing::new(Vec::with_capacity(SHARE_OVERHEAD + secret.len()));
                 share.push(VERSION);
                 share.extend_from_slice(&set);
                 share.push(threshold);

@@ -144,9 +144,9 @@ defmodule Kith.Backup.RecoveryKeyTest do
 
   test "an argument of another kind is a mistake that is not shown" do
     for call <- [
-          fn -> RecoveryKey.parse({:words, @words}) end,
-          fn -> RecoveryKey.combine(@words) end,
-          fn -> RecoveryKey.combine([{:share, @words}]) end
+          fn -> apply(RecoveryKey, :parse, [{:words, @words}]) end,
+          fn -> apply(RecoveryKey, :combine, [@words]) end,
+          fn -> apply(RecoveryKey, :combine, [[{:share, @words}]]) end
         ] do
       error = assert_raise ArgumentError, call
       refute Exception.message(error) =~ "legal"
