@@ -2,18 +2,19 @@ defmodule Kith.Error do
   @moduledoc """
   The one error of Kith: returned in `{:error, error}`, raised by the functions that end in `!`.
 
-  Only `:reason` is public. `Exception.message/1` says what happened and what to do next.
+  `:reason` is public, and `:position` where a function of `Kith.Backup.RecoveryKey` says which word or share it is about.
+  `Exception.message/1` says what happened and what to do next.
 
   | reason | what happened | what to do |
   | --- | --- | --- |
   | `:session_not_found` | no session with this peer opens or can carry a message | `Kith.recover/4`: it asks them to send again, in a new session |
   | `:duplicate` | the message was opened before, or the record was imported before; a signed message was accepted, or a key registered, before | ignore it; `Kith.recover/4` knows when not to |
-  | `:tampered` | a MAC, a padding or a signature is wrong, or one side went back to an older state | do not show it; log a security event; `Kith.recover/4` |
+  | `:tampered` | a MAC, a padding or a signature is wrong, a backup or an export was changed or cut, or one side went back to an older state | do not show it; log a security event; `Kith.recover/4` |
   | `:out_of_sync` | the message is more than 25,000 ahead, or says so: anyone can forge one | drop it; `Kith.recover/4` |
   | `:key_not_found` | a key that is needed is gone or was never here, or a client's key is revoked or has expired | put the retired key back into `:keys` (of a `Kith.Vault`, the retired cipher into `:ciphers`), or use the place that holds the private keys |
   | `:untrusted_identity` | the identity key is not the remembered one | compare safety numbers, then `Kith.trust/4` |
   | `:unknown_prekey` | the message was made from a prekey that is not held | `Kith.recover/4`: the peer starts anew from a fresh bundle |
-  | `:malformed` | the bytes are no message, envelope, bundle, key, key pair, record, export, password hash or field, or a field no value of its type | drop them |
+  | `:malformed` | the bytes are no message, envelope, bundle, key, key pair, record, export, backup, password hash or field, or a field no value of its type | drop them |
   | `:unsupported_version` | the version is unknown, refused by `:minimum_version`, or lower than the peer was seen with; or the peer has no Kyber prekey | have the older side upgraded |
   | `:too_large` | a plaintext, a payload, a group, a bundle or a password is over its limit | send less at once |
   | `:locked` | the account is locked | unlock it |
@@ -23,6 +24,10 @@ defmodule Kith.Error do
   | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
   | `:busy` | more passwords are to be hashed than `Kith.Password` works on, or a key has signed too many messages | answer "try again in a moment"; count it as no failed attempt |
   | `:wrong_password` | the password, or the token in its place, is not the one the account is locked with | ask again; it costs as much as the right one |
+  | `:wrong_secret` | the passphrase, the words or the shares are not those a backup was made with, or belong to nothing | ask for them again |
+  | `:too_few` | fewer shares than their threshold | ask others for theirs |
+  | `:no_consent` | nobody has consented to this key being unwrapped, or the consent was withdrawn | ask the user |
+  | `:already_registered` | a user who is to be restored has keys here | `replace: true`, if those are to be lost |
   | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
   """
 
@@ -44,6 +49,10 @@ defmodule Kith.Error do
     :storage,
     :busy,
     :wrong_password,
+    :wrong_secret,
+    :too_few,
+    :no_consent,
+    :already_registered,
     :panic
   ]
 
@@ -66,20 +75,28 @@ defmodule Kith.Error do
           | :storage
           | :busy
           | :wrong_password
+          | :wrong_secret
+          | :too_few
+          | :no_consent
+          | :already_registered
           | :panic
 
   @typedoc "`:detail` is for people who read logs: never match on it."
-  @type t :: %__MODULE__{reason: reason, detail: nil | String.t()}
+  @type t :: %__MODULE__{
+          reason: reason,
+          detail: nil | String.t(),
+          position: nil | pos_integer
+        }
 
-  defexception [:reason, :detail]
+  defexception [:reason, :detail, :position]
 
   @doc "All reasons, in the order of the table above."
   @spec reasons() :: [reason]
   def reasons, do: @reasons
 
   @doc false
-  def new(reason, detail \\ nil) when reason in @reasons,
-    do: %__MODULE__{reason: reason, detail: detail}
+  def new(reason, detail \\ nil, position \\ nil) when reason in @reasons,
+    do: %__MODULE__{reason: reason, detail: detail, position: position}
 
   @impl true
   def exception(reason) when is_atom(reason), do: new(reason)
@@ -151,6 +168,17 @@ defmodule Kith.Error do
 
   defp describe(:wrong_password),
     do: "the password is not the one the account is locked with; ask for it again"
+
+  defp describe(:wrong_secret),
+    do: "the passphrase, the words or the shares are not those that were used; ask for them again"
+
+  defp describe(:too_few), do: "there are fewer shares than are needed; ask others for theirs"
+
+  defp describe(:no_consent),
+    do: "nobody has consented to this, or the consent was withdrawn; ask the user"
+
+  defp describe(:already_registered),
+    do: "the user has keys here, which a restore would replace; say so if it shall"
 
   defp describe(:panic),
     do:

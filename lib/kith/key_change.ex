@@ -147,7 +147,7 @@ defmodule Kith.KeyChange do
       threads = {{thread, key}, {thread, key}}
       # In a tuple, where Instance.sealed/3 does not look for those that are unlocked.
       accounts =
-        {owner(instance, repo, account, owner_key_id),
+        {owner_key_id && owner(instance, repo, account, owner_key_id),
          wanted && Unlocked.account(instance, account)}
 
       case Instance.sealed(instance, :archive_reseal, [
@@ -199,10 +199,11 @@ defmodule Kith.KeyChange do
     {{user, device}, place, content}
   end
 
-  # The account under whose key a message lies: with the key it has now, or with one it had before.
-  defp owner(_instance, _repo, _account, nil), do: nil
-
-  defp owner(instance, repo, {user, data_key} = account, key_id) do
+  @doc """
+  The account under whose key a message lies, as native calls take it: with the key it has now, or with one it had before.
+  """
+  @spec owner(Instance.t(), term, account, binary) :: account
+  def owner(instance, repo, {user, data_key} = account, key_id) do
     if key_id == Keys.key_id(data_key) do
       Unlocked.account(instance, account)
     else

@@ -139,7 +139,9 @@ defmodule Kith.MessageArchive do
     end
   end
 
-  defp open_thread(instance, repo, thread, now) do
+  @doc "The wrapped data key of a thread, which is drawn if there is none, in the caller's transaction."
+  @spec open_thread(Instance.t(), Repo.repo(), String.t(), integer) :: binary
+  def open_thread(instance, repo, thread, now) do
     case ArchivedMessages.data_key(repo, thread) do
       nil ->
         data_key = native!(instance, :thread_create, [thread])

@@ -117,6 +117,25 @@ defmodule Kith.Native do
   def mac_create(_key, _message), do: not_loaded()
   def mac_verify(_key, _message, _mac), do: not_loaded()
 
+  # recovery_key
+  def recovery_key_generate(_words), do: not_loaded()
+  def recovery_key_words(_key), do: not_loaded()
+  def recovery_key_parse(_words), do: not_loaded()
+  def recovery_key_split(_key, _threshold, _count), do: not_loaded()
+  def recovery_key_combine(_shares), do: not_loaded()
+  def escrow_public(_id, _source), do: not_loaded()
+  def escrow_seal(_public, _fields, _key), do: not_loaded()
+  def escrow_open(_id, _source, _fields, _wrapped), do: not_loaded()
+
+  # backup
+  def backup_create(_secret, _parameters), do: not_loaded()
+  def backup_write(_writer, _vault, _account, _records), do: not_loaded()
+  def backup_finish(_writer), do: not_loaded()
+  def backup_open(_header, _secret), do: not_loaded()
+  def backup_read(_reader, _bytes), do: not_loaded()
+  def backup_seal(_reader, _vault, _account, _places), do: not_loaded()
+  def backup_drop(_reader), do: not_loaded()
+
   # sqlite
   def sqlite_open(_location, _synchronous, _busy_timeout_ms), do: not_loaded()
   def sqlite_reset(_connection), do: not_loaded()

@@ -89,6 +89,20 @@ defmodule Kith.Telemetry do
   | `[:kith, :export, :verify, :start]` | `monotonic_time`, `system_time` | none |
   | `[:kith, :export, :verify, :stop]` | `monotonic_time`, `duration`, `rows` | `result`, `reason` |
   | `[:kith, :export, :verify, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :export, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id` |
+  | `[:kith, :backup, :export, :stop]` | `monotonic_time`, `duration`, `size`, `sessions`, `messages`, `damaged` | the same, `result`, `reason` |
+  | `[:kith, :backup, :verify, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :backup, :verify, :stop]` | `monotonic_time`, `duration`, `size` | the same, `result`, `reason` |
+  | `[:kith, :backup, :verify, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :restore, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id` |
+  | `[:kith, :backup, :restore, :stop]` | `monotonic_time`, `duration`, `size`, `sessions`, `messages` | the same, `result`, `reason` |
+  | `[:kith, :backup, :restore, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :escrow, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `by` |
+  | `[:kith, :backup, :escrow, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason` |
+  | `[:kith, :backup, :escrow, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :backup, :unwrap, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `by` |
+  | `[:kith, :backup, :unwrap, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason` |
+  | `[:kith, :backup, :unwrap, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
   | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
   | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
@@ -112,7 +126,8 @@ defmodule Kith.Telemetry do
   oldest prekeys among them. Ages are seconds, 0 where there is nothing of that age. `:purge` counts what was deleted: one-time prekeys of
   both kinds, `signed_count` signed prekeys and Kyber prekeys of last resort, `base_keys` remembered of them; keys of skipped
   messages, counts of recoveries, and expired messages of the archive. `:expire` is one session, put away `age` seconds after it
-  was made. `size` is the bytes of the write-ahead log before the checkpoint.
+  was made. `size` is the bytes of the write-ahead log before the checkpoint, and of a backup those that were written or read; `damaged` are
+  the rows that do not open and are not in it.
 
   `store` and `vault` of a `:check`, which is `Kith.health/2`, are 1 where it is well and 0 where not; `store_duration` and
   `vault_duration` are how long each took, `duration` both. The `duration` of an alert of `Kith.Monitor` that is `:cleared`
@@ -133,7 +148,7 @@ defmodule Kith.Telemetry do
   is `nil` or one of `t:Kith.Error.reason/0`. `type` is the type of the envelope, `nil` where none was made.
   In a `:redelivery`, an answer out of the archive, `reason` is what the message would have been refused with.
   `role` is `:initiator` or `:responder`. `cause` is the reason that was given to `Kith.recover/4`, `renewed` whether the
-  next message starts a new session. `by` is `:password` or `:token`. `function` is the name of the native function; its `instance` is `nil` when it was about a password or an export. `key_id`
+  next message starts a new session. `by` of an `:unlock` is `:password` or `:token`. `function` is the name of the native function; its `instance` is `nil` when it was about a password or an export. `key_id`
   is the id of a registered public key of a client, `nil` where none is known; of a `:change`, the key that was registered, replaced, revoked, given
   permissions or made, as `action` says: `:register`, `:rotate`, `:revoke`, `:permit` or `:rotate_service_key`. `cipher` is `:aes_256_gcm`,
   `:chacha20_poly1305`, or `nil` for bytes that name none. `matched` is whether
@@ -142,12 +157,16 @@ defmodule Kith.Telemetry do
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. `store_reason` and `vault_reason` are what is wrong with each,
   `nil` where nothing is. `vault` is the module of a `Kith.Vault`, `operation` is `:encrypt` or `:decrypt`; `table` is the name of
-  a table, `mode` is `:upgrade`, `:dry_run` or `:verify`. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. There is
+  a table, `mode` is `:upgrade`, `:dry_run` or `:verify`. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`.
+  Of `:escrow` and `:unwrap`, `by` is who has put a recovery key into escrow, or unwrapped it, as the application names them. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.
 
   ## Order
+
+  The two events of an `:export` are emitted together when its stream ends, with the times at which it began and ended; of one that
+  is not read to its end the result is `:error`, and the reason `nil` unless an error ended it.
 
   `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
@@ -185,8 +204,8 @@ defmodule Kith.Telemetry do
   | level | what |
   | --- | --- |
   | error | a panic of the engine; an operation that failed with `:storage` or raised; a database that does not answer, or data keys that do not open, when asked by `Kith.health/2` |
-  | warning | a security event: `decrypt` answered `:tampered` or `:untrusted_identity`; `:corrupted_state`; a call of `encrypt` or `decrypt` slower than `:slow`; a session begun without a one-time prekey, as there was none |
-  | info | a message reported or sent again after it did not open, a session put away unanswered, a second delivery answered out of the archive |
+  | warning | a security event: `decrypt` answered `:tampered` or `:untrusted_identity`; `:corrupted_state`; a call of `encrypt` or `decrypt` slower than `:slow`; a session begun without a one-time prekey, as there was none; a recovery key in escrow that was unwrapped, or asked for in vain |
+  | info | a message reported or sent again after it did not open, a session put away unanswered, a second delivery answered out of the archive, an account backed up or restored |
   | debug | each call of `encrypt`, `encrypt_group` and `decrypt`, and each session that is begun |
 
   What Kith logs by itself is not logged a second time: a database that was restored, what fails in maintenance, and the alerts
@@ -298,6 +317,12 @@ defmodule Kith.Telemetry do
     {measurements, more} = describe.(result)
     {result, {event, {started, system_time}, finished, measurements, metadata, more}}
   end
+
+  @doc false
+  # A span that was begun at a time, for emit/1, and ends now.
+  @spec recorded([atom], map, {integer, integer}, map, map) :: recorded
+  def recorded(event, metadata, started, measurements, more),
+    do: {event, started, System.monotonic_time(), measurements, metadata, more}
 
   @doc false
   # Adds what was only known later.

@@ -21,6 +21,10 @@ defmodule Kith.PanicTest do
     {:ok, agreement_key} = Native.service_key_create(vault, :agreement, nil)
     {:ok, mac_key} = Native.mac_key_open({:key, <<7::256>>})
     {alice, bob} = {device(vault, "alice"), device(vault, "bob")}
+    {:ok, recovery_key} = Native.recovery_key_generate(:twelve)
+    secret = {:recovery_key, recovery_key}
+    {:ok, {writer, backup_header}} = Native.backup_create(secret, {19_456, 2, 1})
+    {:ok, reader} = Native.backup_open(backup_header, secret)
 
     on_exit(fn -> for {nif, _arity} <- nifs(), do: :ok = Native.panic_arm("#{nif}", 0) end)
 
@@ -29,6 +33,10 @@ defmodule Kith.PanicTest do
       database: database,
       lease: lease,
       account: alice.account,
+      recovery_key: recovery_key,
+      writer: writer,
+      backup_header: backup_header,
+      reader: reader,
       thread: {"thread", thread_key},
       field_vault: field_vault,
       lookup_key: lookup_key,
@@ -79,6 +87,7 @@ defmodule Kith.PanicTest do
   defp call(:password_verify, _), do: Native.password_verify("password", @password_hash)
   defp call(:password_inspect, _), do: Native.password_inspect(@password_hash)
   defp call(:service_key_create, c), do: Native.service_key_create(c.vault, :signing, nil)
+
   defp call(:service_key_rewrap, c),
     do: Native.service_key_rewrap(c.vault, :signing, c.signing_key)
 
@@ -102,6 +111,31 @@ defmodule Kith.PanicTest do
   defp call(:mac_key_open, _), do: Native.mac_key_open({:key, <<7::256>>})
   defp call(:mac_create, c), do: Native.mac_create(c.mac_key, "message")
   defp call(:mac_verify, c), do: Native.mac_verify(c.mac_key, "message", <<0::256>>)
+  defp call(:recovery_key_generate, _), do: Native.recovery_key_generate(:twelve)
+  defp call(:recovery_key_words, c), do: Native.recovery_key_words(c.recovery_key)
+  defp call(:recovery_key_parse, _), do: Native.recovery_key_parse("legal winner")
+  defp call(:recovery_key_split, c), do: Native.recovery_key_split(c.recovery_key, 2, 2)
+  defp call(:recovery_key_combine, _), do: Native.recovery_key_combine(["share"])
+  defp call(:escrow_public, _), do: Native.escrow_public("key", {:key, <<7::256>>})
+  defp call(:escrow_seal, c), do: Native.escrow_seal(<<9::256>>, ["alice"], c.recovery_key)
+
+  defp call(:escrow_open, _),
+    do: Native.escrow_open("key", {:key, <<7::256>>}, ["alice"], "wrapped")
+
+  defp call(:backup_create, c),
+    do: Native.backup_create({:recovery_key, c.recovery_key}, {19_456, 2, 1})
+
+  # Of one that has ended, as after a panic in the middle.
+  defp call(:backup_write, c), do: Native.backup_write(c.writer, c.vault, c.account, [])
+  defp call(:backup_finish, c), do: Native.backup_finish(c.writer)
+
+  defp call(:backup_open, c),
+    do: Native.backup_open(c.backup_header, {:recovery_key, c.recovery_key})
+
+  defp call(:backup_read, c), do: Native.backup_read(c.reader, "bytes")
+  defp call(:backup_seal, c), do: Native.backup_seal(c.reader, c.vault, c.account, [])
+  defp call(:backup_drop, c), do: Native.backup_drop(c.reader)
+
   defp call(:sqlite_open, _), do: Native.sqlite_open(:memory, :full, 0)
   defp call(:sqlite_reset, c), do: Native.sqlite_reset(c.database)
   defp call(:sqlite_commit, c), do: Native.sqlite_commit(c.database, c.lease)

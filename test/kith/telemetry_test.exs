@@ -61,6 +61,7 @@ defmodule Kith.TelemetryTest do
     upgrade_a_table()
 
     use_keys_of_services(kith)
+    back_up_and_restore(kith)
 
     :atomics.add(ahead, 1, 31 * 86_400_000)
     Kith.maintain!(kith)
@@ -85,7 +86,11 @@ defmodule Kith.TelemetryTest do
           [:signed, :change],
           [:client_key, :seal],
           [:client_key, :open],
-          [:export, :verify]
+          [:export, :verify],
+          [:backup, :verify],
+          [:backup, :restore],
+          [:backup, :escrow],
+          [:backup, :unwrap]
         ] do
       # Nothing in Kith raises inside a span; a bug would.
       metadata = start_metadata(kith, [:kith | name])
@@ -488,6 +493,19 @@ defmodule Kith.TelemetryTest do
                  events(received(kith), [:signed, :verify, :stop]),
                do: {measurements.payload_size, metadata.key_id, metadata.reason}
              )
+  end
+
+  defp back_up_and_restore(kith) do
+    {:ok, key} = Kith.Backup.RecoveryKey.generate()
+    {:ok, backup} = Kith.Backup.export(kith, "ben", key)
+    backup = Enum.to_list(backup)
+    {:ok, _} = Kith.Backup.verify(kith, backup, key)
+    {:error, _} = Kith.Backup.restore(kith, "ben", backup, key)
+    {:ok, _} = Kith.Backup.restore(kith, "ben", backup, key, replace: true)
+    service_key = {"escrow", {:key, <<7::256>>}}
+    {:ok, _} = Kith.Backup.Escrow.deposit(kith, "ben", key, service_key, by: "ben", text: "1")
+
+    {:ok, _} = Kith.Backup.Escrow.unwrap(kith, "ben", service_key, by: "admin", purpose: "a test")
   end
 
   defp raise_and_clear_an_alert(kith) do

@@ -3,7 +3,7 @@ defmodule Kith.Migration.V3 do
   # Times are milliseconds since 1970. What data_key holds is sealed by the vault, under another data key in
   # signal_retired_keys; private_key_encrypted of a key of the service is wrapped by the vault.
 
-  def up(bytes), do: accounts(bytes) ++ signed(bytes)
+  def up(bytes), do: accounts(bytes) ++ signed(bytes) ++ escrow(bytes)
 
   # Locked accounts and the rotation of keys.
   defp accounts(bytes) do
@@ -94,6 +94,40 @@ defmodule Kith.Migration.V3 do
     ]
   end
 
+  # A recovery key under a service key, with the consent it is bound to. The row stays when the consent is withdrawn, and the
+  # key goes.
+  defp escrow(bytes) do
+    [
+      """
+      CREATE TABLE kith.signal_escrows (
+        escrow_id TEXT NOT NULL PRIMARY KEY,
+        user_id TEXT NOT NULL,
+        service_key TEXT NOT NULL,
+        wrapped #{bytes},
+        consented_by TEXT NOT NULL,
+        consent_text TEXT NOT NULL,
+        consented_at BIGINT NOT NULL,
+        withdrawn_by TEXT,
+        withdrawn_at BIGINT
+      )
+      """,
+      "CREATE INDEX signal_escrows_user ON kith.signal_escrows (user_id, consented_at)",
+      # Who has unwrapped a key, or tried to. Rows are added and never changed.
+      """
+      CREATE TABLE kith.signal_escrow_unwraps (
+        unwrap_id TEXT NOT NULL PRIMARY KEY,
+        escrow_id TEXT,
+        user_id TEXT NOT NULL,
+        unwrapped_by TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        unwrapped_at BIGINT NOT NULL,
+        result TEXT NOT NULL
+      )
+      """,
+      "CREATE INDEX signal_escrow_unwraps_user ON kith.signal_escrow_unwraps (user_id, unwrapped_at)"
+    ]
+  end
+
   def down do
     [
       "DROP TABLE kith.signal_retired_keys",
@@ -105,7 +139,9 @@ defmodule Kith.Migration.V3 do
       "DROP TABLE kith.signed_service_keys",
       "DROP TABLE kith.signed_nonces",
       "DROP TABLE kith.signed_challenges",
-      "DROP TABLE kith.signed_keys"
+      "DROP TABLE kith.signed_keys",
+      "DROP TABLE kith.signal_escrows",
+      "DROP TABLE kith.signal_escrow_unwraps"
     ]
   end
 end

@@ -18,6 +18,12 @@ defmodule Kith.Store.Prekeys do
 
   @in_stock "claimed_at IS NULL AND used_at IS NULL"
 
+  @moved_on """
+  next_prekey_id = CASE WHEN next_prekey_id > 15000000 THEN 1 ELSE next_prekey_id + 1000000 END,
+  next_kyber_prekey_id =
+    CASE WHEN next_kyber_prekey_id > 15000000 THEN 1 ELSE next_kyber_prekey_id + 1000000 END
+  """
+
   @doc "Inserts `{id, public_key, signature | nil, sealed | nil}` rows that are not there yet."
   def insert(repo, {user, device}, kind, prekeys, now) do
     prekeys
@@ -291,15 +297,17 @@ defmodule Kith.Store.Prekeys do
     Repo.execute(repo, sql, [now])
 
     # As far as anyone can have come since; ids have 24 bits.
-    sql = """
-    UPDATE kith.signal_identity_keys SET
-      next_prekey_id = CASE WHEN next_prekey_id > 15000000 THEN 1 ELSE next_prekey_id + 1000000 END,
-      next_kyber_prekey_id =
-        CASE WHEN next_kyber_prekey_id > 15000000 THEN 1 ELSE next_kyber_prekey_id + 1000000 END
-    """
-
-    Repo.execute(repo, sql, [])
+    Repo.execute(repo, "UPDATE kith.signal_identity_keys SET #{@moved_on}", [])
   end
+
+  @doc "Gives new prekeys of a user other ids than those of before."
+  def skip_ids(repo, user),
+    do:
+      Repo.execute(
+        repo,
+        "UPDATE kith.signal_identity_keys SET #{@moved_on} WHERE user_id = $1",
+        [user]
+      )
 
   @doc "Deletes the Kyber prekeys of a device that has none any more."
   def delete_kyber(repo, {user, device}) do

@@ -121,8 +121,15 @@ defmodule Kith.Store.Repo do
 
   @spec transaction(repo, (() -> result)) :: result
         when result: {:ok, term} | {:error, Error.t()}
-  def transaction(repo, fun) do
-    case run(repo, fun) do
+  def transaction(repo, fun), do: once(repo, fun, [])
+
+  @doc "As transaction/2, once, however long it takes."
+  @spec long_transaction(repo, (() -> result)) :: result
+        when result: {:ok, term} | {:error, Error.t()}
+  def long_transaction(repo, fun), do: once(repo, fun, timeout: :infinity)
+
+  defp once(repo, fun, options) do
+    case run(repo, fun, options) do
       {:ok, result} -> result
       {:error, reason} -> {:error, failure(reason)}
     end
@@ -155,8 +162,10 @@ defmodule Kith.Store.Repo do
     end
   end
 
-  defp run(repo, fun) when is_embedded(repo), do: Kith.SQLite.transaction(repo, fun)
-  defp run(%{module: module}, fun), do: module.transaction(fun, log: false)
+  defp run(repo, fun, options) when is_embedded(repo),
+    do: Kith.SQLite.transaction(repo, fun, options)
+
+  defp run(%{module: module}, fun, options), do: module.transaction(fun, [log: false] ++ options)
 
   @doc "Whether this process is in a transaction."
   @spec in_transaction?(repo) :: boolean

@@ -23,12 +23,14 @@ defmodule Kith.Telemetry.Log do
 
   @events %{
     error: @errors,
-    warning: [[:kith, :prekeys, :claim, :stop]],
+    warning: [[:kith, :prekeys, :claim, :stop], [:kith, :backup, :unwrap, :stop]],
     info: [
       [:kith, :session, :recover, :stop],
       [:kith, :session, :resend, :stop],
       [:kith, :sessions, :expire],
-      [:kith, :archive, :redelivery]
+      [:kith, :archive, :redelivery],
+      [:kith, :backup, :export, :stop],
+      [:kith, :backup, :restore, :stop]
     ],
     debug: [[:kith, :session, :establish, :stop]]
   }
@@ -139,6 +141,25 @@ defmodule Kith.Telemetry.Log do
   defp line([:kith, :archive, :redelivery], _measurements, %{reason: reason}, _options),
     do: {:info, "a message was delivered again (#{reason}), and answered out of the archive"}
 
+  defp line([:kith, :backup, :unwrap, :stop], _measurements, %{result: :ok}, _options),
+    do: {:warning, "security: a recovery key in escrow was unwrapped"}
+
+  defp line([:kith, :backup, :unwrap, :stop], _measurements, %{reason: reason}, _options),
+    do: {:warning, "security: a recovery key in escrow was asked for and refused (#{reason})"}
+
+  defp line([:kith, :backup, operation, :stop], measurements, metadata, _options) do
+    %{size: size, messages: messages} = measurements
+    told = if operation == :export, do: "backed up", else: "restored"
+
+    case metadata do
+      %{result: :ok} ->
+        {:info, "an account was #{told}: #{size} bytes, #{messages} messages"}
+
+      %{reason: reason} ->
+        {:info, "an account was not #{told} (#{reason || :not_read_to_its_end})"}
+    end
+  end
+
   defp line([:kith, :session, :establish, :stop], %{sessions: sessions}, metadata, _options)
        when sessions > 0,
        do: {:debug, "#{sessions} sessions were begun, as the #{metadata.role}"}
@@ -179,6 +200,7 @@ defmodule Kith.Telemetry.Log do
     [" (", address(user, device), peer, ")"]
   end
 
+  defp people(%{user_id: user}, %{user_ids: true}), do: [" (", inspect(user), ")"]
   defp people(_metadata, _options), do: []
 
   defp address(user, nil), do: inspect(user)

@@ -32,58 +32,13 @@ defmodule Mix.Tasks.Kith.Doctor do
          )
 
     Mix.Task.run("app.config")
-    name = instance(hd(rest))
-    start(name)
+    name = Mix.Kith.instance!(hd(rest))
+    Mix.Kith.start!(name)
 
     if options[:envelope],
       do: message(name, options),
       else: report(name, Kith.doctor(name))
   end
-
-  defp instance(text) do
-    module = Module.concat([text])
-
-    if Code.ensure_loaded?(module) and function_exported?(module, :start_link, 1),
-      do: module,
-      else: Mix.raise("#{text} is no module that says `use Kith`")
-  end
-
-  defp start(module) do
-    {:ok, _} = Application.ensure_all_started(:kith)
-
-    case module.__kith__(:options)[:repo] do
-      nil ->
-        # A start would make one.
-        path = module.__kith__(:options)[:database] || %Kith.Options{}.database
-
-        if path == :memory,
-          do:
-            Mix.raise(
-              "the database of #{inspect(module)} is in the memory of the process that runs it: call #{inspect(module)}.doctor/0 there"
-            )
-
-        if not File.exists?(path), do: Mix.raise("there is no database #{path}")
-
-      repo ->
-        for app <- [:ecto_sql, :postgrex], do: Application.ensure_all_started(app)
-
-        if Code.ensure_loaded?(repo) and function_exported?(repo, :start_link, 1),
-          do: repo.start_link(pool_size: 2)
-    end
-
-    # It only looks: keys are left to the application.
-    case module.start_link(maintenance_interval: :off) do
-      {:ok, _} -> :ok
-      {:error, {:already_started, _}} -> :ok
-      {:error, reason} -> Mix.raise("#{inspect(module)} does not start: #{reason(reason)}")
-    end
-  end
-
-  defp reason({:shutdown, {:failed_to_start_child, _child, %{__exception__: true} = error}}),
-    do: Exception.message(error)
-
-  defp reason(%{__exception__: true} = error), do: Exception.message(error)
-  defp reason(other), do: inspect(other)
 
   defp report(_name, {:error, error}), do: Mix.raise(Exception.message(error))
 

@@ -80,7 +80,7 @@ pub(crate) fn public_key(bytes: &[u8]) -> Result<PublicKey, Reason> {
     PublicKey::from_bytes(bytes).map_err(|_| Reason::Malformed)
 }
 
-fn identity_context(user: &str, device: u8) -> Context {
+pub(crate) fn identity_context(user: &str, device: u8) -> Context {
     Context::new("identity").bytes(user).number(device.into())
 }
 
@@ -99,7 +99,7 @@ pub(crate) enum KyberKind {
 }
 
 impl PreKeyContext {
-    fn of(self, user: &str, device: u8, id: u32) -> Context {
+    pub(crate) fn of(self, user: &str, device: u8, id: u32) -> Context {
         let kind = match self {
             Self::OneTime => "one-time-prekey",
             Self::Signed => "signed-prekey",

@@ -4,6 +4,7 @@
 //! One file per noun. Every function runs inside [`seam`], which turns a panic into an answer.
 
 mod atoms;
+mod backup;
 mod conversation;
 mod device;
 mod field;
@@ -11,6 +12,7 @@ mod import;
 mod lookup;
 mod password;
 mod reason;
+mod recovery_key;
 mod safety_number;
 mod seam;
 mod service_key;

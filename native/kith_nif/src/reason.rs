@@ -22,6 +22,10 @@ pub(crate) enum Reason {
     Storage,
     Busy,
     WrongPassword,
+    WrongSecret,
+    TooFew,
+    NoConsent,
+    AlreadyRegistered,
     Panic,
 }
 
@@ -44,6 +48,10 @@ mod atoms {
         storage,
         busy,
         wrong_password,
+        wrong_secret,
+        too_few,
+        no_consent,
+        already_registered,
         panic,
         invalid,
     }
@@ -51,7 +59,7 @@ mod atoms {
 
 impl Reason {
     /// The whole set, for the test that compares it with Elixir's.
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::SessionNotFound,
         Self::Duplicate,
         Self::Tampered,
@@ -69,6 +77,10 @@ impl Reason {
         Self::Storage,
         Self::Busy,
         Self::WrongPassword,
+        Self::WrongSecret,
+        Self::TooFew,
+        Self::NoConsent,
+        Self::AlreadyRegistered,
         Self::Panic,
     ];
 
@@ -91,6 +103,10 @@ impl Reason {
             Self::Storage => atoms::storage(),
             Self::Busy => atoms::busy(),
             Self::WrongPassword => atoms::wrong_password(),
+            Self::WrongSecret => atoms::wrong_secret(),
+            Self::TooFew => atoms::too_few(),
+            Self::NoConsent => atoms::no_consent(),
+            Self::AlreadyRegistered => atoms::already_registered(),
             Self::Panic => atoms::panic(),
         }
     }

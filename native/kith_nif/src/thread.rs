@@ -11,11 +11,11 @@ use crate::terms::Row;
 use crate::vault::{Account, AccountKey, Bytes, Thread, Vault, random, thread_context};
 
 /// Whose archive it is: a user and a device.
-type OwnerTerm<'a> = (Binary<'a>, u8);
+pub(crate) type OwnerTerm<'a> = (Binary<'a>, u8);
 
 /// Where an archived message stands: every column of its row but the content.
 #[derive(NifMap)]
-struct PlaceTerm<'a> {
+pub(crate) struct PlaceTerm<'a> {
     position: u64,
     message_id: Binary<'a>,
     /// The user and the device it is from; nobody for what the owner sent.
@@ -29,7 +29,7 @@ struct PlaceTerm<'a> {
 const OWNED: u8 = 0x80;
 
 impl PlaceTerm<'_> {
-    fn context(&self, thread: &[u8], owner: &OwnerTerm<'_>) -> Context {
+    pub(crate) fn context(&self, thread: &[u8], owner: &OwnerTerm<'_>) -> Context {
         self.bound("archived-message", thread, owner)
     }
 
@@ -83,7 +83,7 @@ fn seal_message(
     Ok(key.seal(rng, &context, &owned)?)
 }
 
-fn open_message(
+pub(crate) fn open_message(
     key: &DataKey,
     account: Option<&AccountKey>,
     (place, thread, owner): (&PlaceTerm<'_>, &[u8], &OwnerTerm<'_>),

@@ -138,6 +138,86 @@ pub enum ClientKeyError {
     TooLarge,
 }
 
+/// Why a backup could not be made or read.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
+pub enum BackupError {
+    /// The bytes are no backup, the passphrase is too short, or a record is not laid out as one.
+    #[error("not a backup, its passphrase, or its records")]
+    Malformed,
+    /// There is no memory for Argon2.
+    #[error("there is no memory for Argon2")]
+    OutOfMemory,
+    /// The random number generator failed.
+    #[error("the random number generator failed")]
+    Random,
+    /// The backup was cut, continued, reordered or edited.
+    #[error("the backup was changed or cut")]
+    Tampered,
+    /// The header asks for more work than the limits, or a record or the passphrase is too long.
+    #[error("a parameter, a record or the passphrase is over its limit")]
+    TooLarge,
+    /// A later version wrote it.
+    #[error("the version of the backup is unknown")]
+    UnsupportedVersion,
+    /// The secret is not the one it was made with, or the header was changed.
+    #[error("the secret does not open the backup")]
+    WrongSecret,
+}
+
+/// Why words or shares give no recovery key. Positions count from 1.
+///
+/// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
+#[derive(Clone, Copy, Debug, Error, Eq, PartialEq)]
+pub enum RecoveryKeyError {
+    /// The words are each known, and are no recovery key together.
+    #[error("the checksum of the words is wrong")]
+    Checksum,
+    /// The shares are each whole, and give no key together.
+    #[error("the shares do not fit together")]
+    Mismatch,
+    /// The share belongs to another set than the first one.
+    #[error("share {position} is of another set")]
+    OtherSet {
+        /// Which.
+        position: usize,
+    },
+    /// The threshold and the number of shares are none that are made.
+    #[error("expected a threshold from 2 up to the number of shares, at most 255")]
+    Parameters,
+    /// The random number generator failed.
+    #[error("the random number generator failed")]
+    Random,
+    /// The share is damaged, or is none.
+    #[error("share {position} is damaged")]
+    Share {
+        /// Which.
+        position: usize,
+    },
+    /// Fewer shares than the threshold.
+    #[error("there are fewer shares than the {threshold} that are needed")]
+    TooFew {
+        /// How many are needed, where a share says so.
+        threshold: usize,
+    },
+    /// The share was given before.
+    #[error("share {position} was given twice")]
+    Twice {
+        /// Which.
+        position: usize,
+    },
+    /// The word is not one of the list.
+    #[error("word {position} is not one of the list")]
+    Word {
+        /// Which.
+        position: usize,
+    },
+    /// There are neither 12 nor 24 words.
+    #[error("expected 12 or 24 words")]
+    WordCount,
+}
+
 /// Why a vault could not be set up.
 ///
 /// The texts are for the operator. They name the source and what was expected of it, and never a value.

@@ -82,6 +82,12 @@
 //!
 //! The associated data is the first 18 bytes followed by what the caller gives. The limit of 2^32 seals holds for each derived key.
 //!
+//! # Backups
+//!
+//! A [`BackupWriter`] turns records into a stream of bytes under a passphrase or a [`RecoveryKey`], a [`BackupReader`] turns
+//! it back, and says at its end whether it was whole. A recovery key has two forms outside: BIP-39 words, and Shamir's
+//! shares; an [`EscrowKey`] wraps one by HPKE. The layouts are with the types.
+//!
 //! # Formats
 //!
 //! Both blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
@@ -209,10 +215,12 @@
 
 mod aead_key;
 mod agreement_key;
+mod backup;
 mod blob;
 mod context;
 mod data_key;
 mod error;
+mod escrow;
 mod field;
 mod gcm;
 mod key_encryption_key;
@@ -221,25 +229,29 @@ mod lock;
 mod lookup;
 mod mac_key;
 mod password;
+mod recovery_key;
 mod secret_key;
 mod signing_key;
 mod source;
 mod vault;
 
 pub use agreement_key::{AgreementKey, Cipher, ClientKey, ClientPublicKey, Purpose, public_key_id};
+pub use backup::{BackupReader, BackupSecret, BackupWriter, Record};
 pub use blob::{is_locked, sealed_by, wrapped_by};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
 pub use error::{
-    ClientKeyError, ConfigError, FieldError, KeyDefect, LockError, PasswordError, SignatureError,
-    VaultError,
+    BackupError, ClientKeyError, ConfigError, FieldError, KeyDefect, LockError, PasswordError,
+    RecoveryKeyError, SignatureError, VaultError,
 };
+pub use escrow::EscrowKey;
 pub use field::{Binding, CloakIv, Field, FieldCipher, FieldFormat, FieldVault, field_context};
 pub use key_id::KeyId;
 pub use lock::{Token, UnlockedKey};
 pub use lookup::{LookupHash, LookupKey};
 pub use mac_key::MacKey;
 pub use password::{PasswordHash, PasswordParameters};
+pub use recovery_key::{RecoveryKey, WordCount};
 pub use secret_key::SecretKey;
 pub use signing_key::{SigningKey, verify_signature};
 pub use source::Source;

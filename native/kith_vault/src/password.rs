@@ -76,7 +76,7 @@ impl PasswordParameters {
         self.parallelism
     }
 
-    fn context(&self) -> Result<Argon2<'static>, PasswordError> {
+    pub(crate) fn context(&self) -> Result<Argon2<'static>, PasswordError> {
         let params = Params::new(self.memory, self.passes, self.parallelism, None)
             .map_err(|_| PasswordError::Malformed)?;
         Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
@@ -86,7 +86,7 @@ impl PasswordParameters {
 /// Fills `output` with `Argon2id[parameters](password, salt)`.
 ///
 /// The memory is erased when it has been used: its last blocks give the output away.
-fn argon2id(
+pub(crate) fn argon2id(
     context: &Argon2<'_>,
     password: &[u8],
     salt: &[u8],

@@ -40,19 +40,19 @@ if System.get_env("KITH_ECTO") == "1" do
 
     defmodule KithV2 do
       use Ecto.Migration
-      def up, do: Kith.Migration.up(version: 2)
+      def up, do: Kith.Migration.up(version: 3)
       def down, do: Kith.Migration.down(version: 2)
     end
 
     defmodule KithInPrivate do
       use Ecto.Migration
-      def up, do: Kith.Migration.up(version: 2, prefix: "private")
+      def up, do: Kith.Migration.up(version: 3, prefix: "private")
       def down, do: Kith.Migration.down(version: 1, prefix: "private")
     end
 
     defmodule KithWithChange do
       use Ecto.Migration
-      def change, do: Kith.Migration.up(version: 2, prefix: "changed")
+      def change, do: Kith.Migration.up(version: 3, prefix: "changed")
     end
 
     defmodule Failing do

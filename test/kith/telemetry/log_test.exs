@@ -28,6 +28,41 @@ defmodule Kith.Telemetry.LogTest do
   # Durations are what they are.
   defp without_figures(lines), do: Enum.map(lines, &Regex.replace(~r/\d+\.\d/, &1, "N"))
 
+  test "a recovery key that is unwrapped is a warning, and so is one that is not", %{kith: kith} do
+    :ok = Telemetry.attach_logger(user_ids: true)
+    register!(kith, ["anna"])
+    {:ok, key} = Kith.Backup.RecoveryKey.generate()
+    escrow = {"escrow", {:key, <<7::256>>}}
+
+    unwrap = fn ->
+      Kith.Backup.Escrow.unwrap(kith, "anna", escrow, by: "carla", purpose: "why")
+    end
+
+    assert [
+             ~s|[warning] security: a recovery key in escrow was asked for and refused (no_consent) ("anna")|
+           ] = lines(kith, unwrap)
+
+    {:ok, _} = Kith.Backup.Escrow.deposit(kith, "anna", key, escrow, by: "anna", text: "1")
+
+    assert [~s|[warning] security: a recovery key in escrow was unwrapped ("anna")|] =
+             lines(kith, unwrap)
+
+    assert [exported, stopped, restored, refused] =
+             lines(kith, fn ->
+               {:ok, backup} = Kith.Backup.export(kith, "anna", key)
+               backup = Enum.to_list(backup)
+               {:ok, other} = Kith.Backup.export(kith, "anna", key)
+               Enum.take(other, 1)
+               {:ok, _} = Kith.Backup.restore(kith, "anna", backup, key, replace: true)
+               {:error, _} = Kith.Backup.restore(kith, "anna", backup, key)
+             end)
+
+    assert exported =~ ~r/\[info\] an account was backed up: \d+ bytes, 0 messages \("anna"\)/
+    assert stopped =~ "[info] an account was not backed up (not_read_to_its_end)"
+    assert restored =~ "[info] an account was restored: "
+    assert refused =~ "[info] an account was not restored (already_registered)"
+  end
+
   test "what matters is a line, at its level, and what goes well is none", %{kith: kith} do
     :ok = Telemetry.attach_logger()
     assert [] = lines(kith, fn -> converse!(kith, "anna", "ben") end)
