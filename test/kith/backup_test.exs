@@ -471,7 +471,7 @@ defmodule Kith.BackupTest do
 
       new = elsewhere!(kith)
       assert {:ok, %{sessions: 1, messages: 3}} = Backup.restore(new, "anna", backup, key)
-      assert Kith.account_state!(new, "anna") == :open
+      assert Kith.lock_state!(new, "anna") == :open
       assert texts(new, "anna", {:direct, "ben"}) == ["hello", "hi", "under the password"]
 
       assert sql!(
@@ -490,7 +490,7 @@ defmodule Kith.BackupTest do
       backup = export!(kith, "anna", key)
       token = Kith.unlock_token!(kith, "anna")
       assert {:ok, _} = Backup.restore(kith, "anna", backup, key, replace: true)
-      assert Kith.account_state!(kith, "anna") == :open
+      assert Kith.lock_state!(kith, "anna") == :open
       assert {:error, _} = Kith.unlock(kith, "anna", @password)
       assert {:error, _} = Kith.unlock_with_token(kith, "anna", token)
       assert texts(kith, "anna", {:direct, "ben"}) == ["hello", "hi"]
