@@ -226,7 +226,8 @@ defmodule FamilyChatWeb.ChatComponents do
   attr(:user, :map, required: true)
   attr(:max_text, :integer, required: true)
 
-  # The browser keeps what it has not seen answered: a message that is written while the server restarts is not lost.
+  # The browser keeps what it has not seen answered: a message that is written while the server restarts is not lost. All ids
+  # are of this conversation, or the text field of one would be taken over by the next, together with what listens to it.
   def composer(assigns) do
     ~H"""
     <form
@@ -239,8 +240,8 @@ defmodule FamilyChatWeb.ChatComponents do
     >
       <ol class="outbox" aria-label="Not sent yet"></ol>
       <p class="problem" role="alert" hidden></p>
-      <label for="text" class="hidden">Message</label>
-      <textarea id="text" name="text" rows="1" maxlength={@max_text} placeholder="Message" autocomplete="off" enterkeyhint="send"></textarea>
+      <label for={"text-#{@conversation.id}"} class="hidden">Message</label>
+      <textarea id={"text-#{@conversation.id}"} name="text" rows="1" maxlength={@max_text} placeholder="Message" autocomplete="off" enterkeyhint="send"></textarea>
       <button class="primary" aria-label="Send"><.icon name="send" /></button>
     </form>
     """
