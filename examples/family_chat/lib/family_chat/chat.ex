@@ -434,7 +434,9 @@ defmodule FamilyChat.Chat do
     with {:ok, conversation} <- Conversations.fetch(user, conversation_id),
          {:ok, page} <-
            FamilyChat.Kith.history(user.id, conversation.id, limit: @page, before: before) do
-      messages = page.messages |> Enum.map(&item(user, &1)) |> Enum.uniq_by(& &1.id)
+      messages =
+        page.messages |> Enum.map(&item(user, &1)) |> Enum.uniq_by(& &1.id) |> first_sent()
+
       last? = before == nil
       from = if page.before, do: page.messages |> hd() |> Map.fetch!(:at), else: 0
       to = if last?, do: 9_000_000_000_000_000, else: page.messages |> newest()
@@ -460,8 +462,18 @@ defmodule FamilyChat.Chat do
         end
 
       items = messages |> with_progress(user) |> Enum.concat(placeholders ++ notices)
-      {:ok, {Enum.sort_by(items, & &1.at), page.before}}
+      {:ok, {Enum.sort_by(items, &{&1.at, &1.id}), page.before}}
     end
+  end
+
+  # What was sent again has the time of that in the archive.
+  defp first_sent([]), do: []
+
+  defp first_sent(items) do
+    ids = Enum.map(items, & &1.id)
+    sql = "SELECT id, sent_at FROM messages WHERE id IN (#{SQL.places(ids)})"
+    times = for [id, sent_at] <- SQL.rows(sql, ids), into: %{}, do: {id, sent_at}
+    Enum.map(items, &%{&1 | at: Map.get(times, &1.id, &1.at)})
   end
 
   defp newest([]), do: 0

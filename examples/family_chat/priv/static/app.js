@@ -47,9 +47,20 @@ hooks.Timeline = {
   },
   updated() {
     localTimes(this.el)
+    this.sort()
     // Stay at the end, or at what was being read when older messages came in above.
     if (this.fromEnd < 120) this.toEnd()
     else if (this.first?.isConnected) this.el.scrollTop += this.first.offsetTop - this.top
+  },
+  // What was sent at the same time elsewhere, or is sent again, arrives later than it stands in the history.
+  sort() {
+    const key = line => [Number(line.dataset.at), line.id]
+    const later = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1])
+    for (const line of Array.from(this.el.querySelectorAll("#items > li"))) {
+      let next = line
+      while (next.previousElementSibling && later(key(next.previousElementSibling), key(line))) next = next.previousElementSibling
+      if (next !== line) next.before(line)
+    }
   },
   toEnd() { this.el.scrollTop = this.el.scrollHeight }
 }

@@ -392,7 +392,7 @@ defmodule FamilyChatWeb.ChatLive do
           <div class="timeline" id={"timeline-#{@conversation.id}"} phx-hook="Timeline" tabindex="0" aria-label="Messages">
             <button :if={@before} class="earlier" phx-click="earlier">Earlier messages</button>
             <ol id="items" phx-update="stream" aria-live="polite">
-              <li :for={{dom_id, item} <- @streams.items} id={dom_id} class={["item", to_string(item.kind), item.sender_id == @user.id && "mine"]}>
+              <li :for={{dom_id, item} <- @streams.items} id={dom_id} data-at={item.at} class={["item", to_string(item.kind), item.sender_id == @user.id && "mine"]}>
                 <.item item={item} user={@user} people={@people} conversation={@conversation} />
               </li>
             </ol>
