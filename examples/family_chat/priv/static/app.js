@@ -110,6 +110,7 @@ hooks.Composer = {
     if (text === "") return
     this.outbox.push({id: uuid(), text})
     this.text.value = ""
+    this.typed = 0
     this.problem.hidden = true
     this.grow()
     this.keep()
