@@ -115,6 +115,8 @@ defmodule FamilyChat.Chat do
 
     case FamilyChat.Kith.encrypt_group(user.id, members, payload, options) do
       {:ok, results} ->
+        keep(user, results, payload, options)
+
         put =
           for {{member, _device}, result} <- results,
               {:ok, envelope} <- [served(user, member, id, payload, result)],
@@ -126,6 +128,12 @@ defmodule FamilyChat.Chat do
       {:error, error} ->
         SQL.rollback(error)
     end
+  end
+
+  # Kith keeps no copy of what it could encrypt for nobody. Here it is sent later, and until then it stands in the history.
+  defp keep(user, results, payload, options) do
+    if results != [] and Enum.all?(results, &match?({_device, {:error, _}}, &1)),
+      do: {:ok, []} = FamilyChat.Kith.encrypt_group(user.id, [], payload, options)
   end
 
   defp served(_user, _member, _id, _payload, {:ok, envelope}), do: {:ok, envelope}
