@@ -149,11 +149,14 @@ defmodule FamilyChat.Chat do
   defp served(_user, member, id, _payload, {:error, error}),
     do: put_off(id, member, error.reason)
 
-  # It is sent when what stands in its way is gone: see flush/1.
+  # It is sent when what stands in its way is gone: see flush/1. Each envelope that did not open was an attempt.
   defp put_off(id, member, reason) do
     SQL.run(
       """
-      INSERT INTO undelivered (message_id, user_id, reason, attempts) VALUES ($1, $2, $3, 0)
+      INSERT INTO undelivered (message_id, user_id, reason, attempts)
+      VALUES ($1, $2, $3,
+        (SELECT COUNT(*) FROM envelopes WHERE message_id = $1 AND recipient_id = $2 AND state = 'failed'
+         AND reason <> 'untrusted_identity'))
       ON CONFLICT (message_id, user_id) DO UPDATE SET reason = excluded.reason, attempts = undelivered.attempts + 1
       """,
       [id, member, to_string(reason)]
@@ -389,6 +392,7 @@ defmodule FamilyChat.Chat do
     with {:ok, envelope} <- Mailbox.envelope(row),
          {:ok, put} <- SQL.transaction(fn -> resend(user, row, envelope) end) do
       Mailbox.deliver(put)
+      flush(user)
     else
       _ -> Mailbox.opened(%{row | message_id: nil})
     end
@@ -401,6 +405,11 @@ defmodule FamilyChat.Chat do
     Mailbox.opened(%{row | message_id: nil})
 
     case result do
+      # Kith knows a message by the time of the envelope everyone got. One that was encrypted for this person alone has another.
+      {:ok, %{envelopes: []}} ->
+        for id <- unopened_by(user, row.sender_id), do: put_off(id, row.sender_id, :out_of_sync)
+        {:ok, []}
+
       {:ok, %{timestamp: timestamp, envelopes: envelopes}} ->
         {:ok, Enum.map(envelopes, &Mailbox.put(&1, message_of(user, timestamp)))}
 
@@ -421,8 +430,10 @@ defmodule FamilyChat.Chat do
 
   defp unopened_by(user, other) do
     sql = """
-    SELECT message_id FROM envelopes
+    SELECT DISTINCT message_id FROM envelopes e
     WHERE sender_id = $1 AND recipient_id = $2 AND state = 'failed' AND message_id IS NOT NULL
+      AND NOT EXISTS (SELECT 1 FROM envelopes w
+        WHERE w.message_id = e.message_id AND w.recipient_id = e.recipient_id AND w.state = 'waiting')
     """
 
     for [id] <- SQL.rows(sql, [user.id, other]), do: id
