@@ -58,7 +58,7 @@ defmodule FamilyChat.Chat do
          {:ok, conversation} <- Conversations.fetch(user, conversation_id),
          {:ok, {put, item}} <- SQL.transaction(fn -> write(user, conversation, id, text) end) do
       Mailbox.deliver(put)
-      Mailbox.broadcast(user.id, {:sent, conversation_id})
+      Mailbox.broadcast_to_others(user.id, {:changed, conversation_id})
       {:ok, item}
     end
   end
@@ -233,16 +233,14 @@ defmodule FamilyChat.Chat do
 
   ## Opening
 
-  @doc "Opens all that waits for a user. Returns the conversations something came to."
-  def open_waiting(user) do
-    user.id
-    |> Mailbox.waiting()
-    |> Enum.map(&open(user, &1))
-    |> Enum.flat_map(fn
-      {_, conversation_id, _item} -> [conversation_id]
-      _ -> []
-    end)
-    |> Enum.uniq()
+  @doc "Opens all that waits for a user."
+  def open_waiting(user), do: open_all(user, Mailbox.waiting(user.id))
+
+  # Nobody has told the other pages of the user.
+  defp open_all(user, envelope_ids) do
+    opened = Enum.map(envelope_ids, &open(user, &1))
+    conversations = for {_what, conversation_id, _item} <- opened, uniq: true, do: conversation_id
+    Enum.each(conversations, &Mailbox.broadcast_to_others(user.id, {:changed, &1}))
   end
 
   @doc """
@@ -587,7 +585,7 @@ defmodule FamilyChat.Chat do
   @doc "Accepts the identity another user has now, and sends and opens what waited for it."
   def accept(user, other_id, verified?) do
     with {:ok, _} <- FamilyChat.Kith.trust(user.id, other_id, verified: verified?) do
-      Enum.each(Mailbox.held(user.id, other_id), &open(user, &1))
+      open_all(user, Mailbox.held(user.id, other_id))
       flush(user)
       :ok
     end

@@ -318,7 +318,8 @@ defmodule FamilyChatWeb.ChatLive do
     end
   end
 
-  def handle_info({:sent, id}, socket) do
+  # From another page of this user.
+  def handle_info({:changed, id}, socket) do
     socket = if current?(socket, id), do: refresh_timeline(socket), else: socket
     {:noreply, refresh_conversations(socket)}
   end
