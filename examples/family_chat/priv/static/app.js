@@ -91,13 +91,18 @@ hooks.Composer = {
         this.push("typing", {})
       }
     })
+    this.text.addEventListener("blur", () => { this.left = performance.now() })
     this.again = setInterval(() => this.send(), 5000)
     if (!matchMedia("(pointer: coarse)").matches) this.text.focus()
     this.draw()
     this.send()
   },
   destroyed() { clearInterval(this.again) },
-  disconnected() { this.sending = false },
+  disconnected() {
+    this.sending = false
+    // LiveView has just taken the focus away. Whoever is writing writes on.
+    if (performance.now() - this.left < 100) this.text.focus()
+  },
   reconnected() { this.sending = false; this.send() },
 
   push(event, payload, answer) {
