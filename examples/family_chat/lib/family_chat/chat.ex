@@ -582,9 +582,21 @@ defmodule FamilyChat.Chat do
     end
   end
 
-  @doc "Accepts the identity another user has now, and sends and opens what waited for it."
-  def accept(user, other_id, verified?) do
-    with {:ok, _} <- FamilyChat.Kith.trust(user.id, other_id, verified: verified?) do
+  @doc """
+  Accepts the identity another user has now, and sends and opens what waited for it.
+
+  `digits` are those that were compared: `{:error, :changed}` when they are not those of that identity any more.
+  """
+  def accept(user, other_id, verified?, digits \\ nil) do
+    accepted =
+      SQL.transaction(fn ->
+        with {:ok, number} <- FamilyChat.Kith.safety_number(user.id, other_id) do
+          if digits not in [nil, number.digits], do: SQL.rollback(:changed)
+          FamilyChat.Kith.trust(user.id, other_id, verified: verified?)
+        end
+      end)
+
+    with {:ok, _} <- accepted do
       open_all(user, Mailbox.held(user.id, other_id))
       flush(user)
       :ok

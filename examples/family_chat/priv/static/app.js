@@ -175,7 +175,9 @@ const toText = bytes => Array.from(bytes, byte => String.fromCharCode(byte)).joi
 const toBytes = text => Uint8Array.from(text, character => character.charCodeAt(0))
 
 hooks.QR = {
-  async mounted() {
+  mounted() { this.draw() },
+  updated() { this.draw() },
+  async draw() {
     const {encodeQR} = await import("/vendor/qr/index.js")
     const rows = encodeQR(atob(this.el.dataset.code), "raw", {ecc: "low", encoding: "byte", textEncoder: toBytes, border: 4})
     const size = rows.length

@@ -387,6 +387,7 @@ defmodule FamilyChatWeb.ChatComponents do
       This is another code. Do not trust this conversation before you have spoken.
     </p>
     <p :if={@scan == :unreadable} class="problem" role="alert">This is not a safety number.</p>
+    <p :if={@scan == :changed} class="problem" role="alert">The number has changed meanwhile. Compare again, please.</p>
 
     <p>If <%= @safety.user.display_name %> sees the same digits, nobody sits between the two of you and gives out keys of their own.</p>
     <ol class="digits" id="digits"><li :for={group <- @groups}><%= group %></li></ol>
@@ -399,7 +400,7 @@ defmodule FamilyChatWeb.ChatComponents do
       <p class="hint" role="status"></p>
     </div>
 
-    <button :if={not @safety.verified} class="primary" phx-click="accept" phx-value-user={@safety.user.id} phx-value-verified="true">
+    <button :if={not @safety.verified} class="primary" phx-click="accept" phx-value-user={@safety.user.id} phx-value-verified="true" phx-value-digits={@safety.digits}>
       The digits are the same
     </button>
     """

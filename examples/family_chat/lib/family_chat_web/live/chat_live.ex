@@ -269,8 +269,11 @@ defmodule FamilyChatWeb.ChatLive do
 
   def handle_event("accept", %{"user" => other} = params, socket)
       when is_map_key(socket.assigns.people, other) do
-    Chat.accept(socket.assigns.user, other, params["verified"] == "true")
-    {:noreply, socket |> after_accepting() |> show_again(other)}
+    accepted =
+      Chat.accept(socket.assigns.user, other, params["verified"] == "true", params["digits"])
+
+    scan = if accepted == {:error, :changed}, do: :changed
+    {:noreply, socket |> assign(scan: scan) |> after_accepting() |> show_again(other)}
   end
 
   def handle_event("scanned", %{"user" => other, "bytes" => bytes}, socket)
@@ -339,8 +342,14 @@ defmodule FamilyChatWeb.ChatLive do
     {:noreply, if(current?(socket, id), do: refresh_timeline(socket), else: socket)}
   end
 
-  def handle_info({:identity_changed, _user_id}, socket),
-    do: {:noreply, socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()}
+  def handle_info({:identity_changed, user_id}, socket) do
+    socket = socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()
+
+    case socket.assigns.safety do
+      %{user: %{id: ^user_id}} -> {:noreply, show_again(socket, user_id)}
+      _ -> {:noreply, socket}
+    end
+  end
 
   def handle_info(:flush, socket) do
     Chat.flush(socket.assigns.user)
