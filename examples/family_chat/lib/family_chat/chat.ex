@@ -48,7 +48,8 @@ defmodule FamilyChat.Chat do
   ## Sending
 
   @doc """
-  Sends a message to a conversation. An id that is known is a message that was sent before: nothing is sent again.
+  Sends a message to a conversation. An id that is known is a message that was sent before: nothing is sent again. The item
+  has a `reason` when somebody could not be served yet.
 
   The message, the state of each session and the mailboxes are one transaction.
   """
@@ -79,6 +80,7 @@ defmodule FamilyChat.Chat do
 
     {put, sent_at} = encrypt(user, conversation, id, Payload.encode(id, text, timer))
     expires_at = timer && sent_at + timer * 1_000
+    others = length(conversation.members) - 1
 
     SQL.run("UPDATE messages SET sent_at = $2, expires_at = $3 WHERE id = $1", [
       id,
@@ -98,7 +100,8 @@ defmodule FamilyChat.Chat do
         text: text,
         at: sent_at,
         expires_at: expires_at,
-        served: length(conversation.members) - 1
+        reason: if(length(put) < others, do: "put_off"),
+        served: others
       }}}
   end
 

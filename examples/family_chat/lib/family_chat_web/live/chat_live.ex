@@ -195,8 +195,9 @@ defmodule FamilyChatWeb.ChatLive do
     case Chat.send(socket.assigns.user, id, message_id, text) do
       {:ok, item} ->
         socket = if current?(socket, id), do: insert(socket, item), else: socket
-        socket = socket |> look_at_identities() |> refresh_conversations()
-        {:reply, %{ok: true}, socket}
+        # Most likely for want of trust. It takes some milliseconds for each member.
+        socket = if item.reason, do: look_at_identities(socket), else: socket
+        {:reply, %{ok: true}, refresh_conversations(socket)}
 
       # The answer to the first time was lost.
       {:error, :sent_before} ->
@@ -311,7 +312,7 @@ defmodule FamilyChatWeb.ChatLive do
   def handle_info(:catch_up, socket) do
     Chat.open_waiting(socket.assigns.user)
     Chat.flush(socket.assigns.user)
-    {:noreply, socket |> refresh_timeline() |> look_at_identities() |> read()}
+    {:noreply, socket |> refresh_timeline() |> read()}
   end
 
   def handle_info({:envelope, id}, socket) do
