@@ -26,6 +26,17 @@ hooks.Page = {
   destroyed() { document.removeEventListener("visibilitychange", this.visible) }
 }
 
+// Gives the focus back when it closes, unless another dialog follows.
+hooks.Dialog = {
+  mounted() { this.opener = document.activeElement },
+  destroyed() {
+    if (document.querySelector(".dialog")) return
+    const opener = this.opener?.isConnected && this.opener !== document.body ? this.opener : null
+    const next = opener || document.querySelector(".composer textarea") || document.querySelector(".sidebar a")
+    next?.focus()
+  }
+}
+
 hooks.Timeline = {
   mounted() {
     localTimes(this.el)

@@ -254,7 +254,7 @@ defmodule FamilyChatWeb.ChatComponents do
 
   def dialog(assigns) do
     ~H"""
-    <div class="backdrop" id={"#{@id}-backdrop"} phx-window-keydown={JS.patch(@back)} phx-key="Escape">
+    <div class="backdrop" id={"#{@id}-backdrop"} phx-hook="Dialog" phx-window-keydown={JS.patch(@back)} phx-key="Escape">
       <.focus_wrap id={"#{@id}-dialog"} class="dialog" role="dialog" aria-modal="true" aria-labelledby={"#{@id}-title"}>
         <header>
           <h2 id={"#{@id}-title"}><%= @title %></h2>
