@@ -26,6 +26,17 @@ hooks.Page = {
   destroyed() { document.removeEventListener("visibilitychange", this.visible) }
 }
 
+// Gives the focus back when it closes, unless another dialog follows.
+hooks.Dialog = {
+  mounted() { this.opener = document.activeElement },
+  destroyed() {
+    if (document.querySelector(".dialog")) return
+    const opener = this.opener?.isConnected && this.opener !== document.body ? this.opener : null
+    const next = opener || document.querySelector(".composer textarea") || document.querySelector(".sidebar a")
+    next?.focus()
+  }
+}
+
 hooks.Timeline = {
   mounted() {
     localTimes(this.el)
@@ -47,9 +58,20 @@ hooks.Timeline = {
   },
   updated() {
     localTimes(this.el)
+    this.sort()
     // Stay at the end, or at what was being read when older messages came in above.
     if (this.fromEnd < 120) this.toEnd()
     else if (this.first?.isConnected) this.el.scrollTop += this.first.offsetTop - this.top
+  },
+  // What was sent at the same time elsewhere, or is sent again, arrives later than it stands in the history.
+  sort() {
+    const key = line => [Number(line.dataset.at), line.id]
+    const later = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1])
+    for (const line of Array.from(this.el.querySelectorAll("#items > li"))) {
+      let next = line
+      while (next.previousElementSibling && later(key(next.previousElementSibling), key(line))) next = next.previousElementSibling
+      if (next !== line) next.before(line)
+    }
   },
   toEnd() { this.el.scrollTop = this.el.scrollHeight }
 }
@@ -80,13 +102,18 @@ hooks.Composer = {
         this.push("typing", {})
       }
     })
+    this.text.addEventListener("blur", () => { this.left = performance.now() })
     this.again = setInterval(() => this.send(), 5000)
     if (!matchMedia("(pointer: coarse)").matches) this.text.focus()
     this.draw()
     this.send()
   },
   destroyed() { clearInterval(this.again) },
-  disconnected() { this.sending = false },
+  disconnected() {
+    this.sending = false
+    // LiveView has just taken the focus away. Whoever is writing writes on.
+    if (performance.now() - this.left < 100) this.text.focus()
+  },
   reconnected() { this.sending = false; this.send() },
 
   push(event, payload, answer) {
@@ -99,6 +126,7 @@ hooks.Composer = {
     if (text === "") return
     this.outbox.push({id: uuid(), text})
     this.text.value = ""
+    this.typed = 0
     this.problem.hidden = true
     this.grow()
     this.keep()
@@ -158,7 +186,9 @@ const toText = bytes => Array.from(bytes, byte => String.fromCharCode(byte)).joi
 const toBytes = text => Uint8Array.from(text, character => character.charCodeAt(0))
 
 hooks.QR = {
-  async mounted() {
+  mounted() { this.draw() },
+  updated() { this.draw() },
+  async draw() {
     const {encodeQR} = await import("/vendor/qr/index.js")
     const rows = encodeQR(atob(this.el.dataset.code), "raw", {ecc: "low", encoding: "byte", textEncoder: toBytes, border: 4})
     const size = rows.length

@@ -205,6 +205,8 @@ defmodule FamilyChatWeb.ChatLive do
     case Chat.send(socket.assigns.user, id, message_id, text) do
       {:ok, item} ->
         socket = if current?(socket, id), do: insert(socket, item), else: socket
+        # Most likely for want of trust. It takes some milliseconds for each member.
+        socket = if item.reason, do: look_at_identities(socket), else: socket
         {:reply, %{ok: true}, refresh_conversations(socket)}
 
       # The answer to the first time was lost.
@@ -289,8 +291,11 @@ defmodule FamilyChatWeb.ChatLive do
 
   def handle_event("accept", %{"user" => other} = params, socket)
       when is_map_key(socket.assigns.people, other) do
-    Chat.accept(socket.assigns.user, other, params["verified"] == "true")
-    {:noreply, socket |> after_accepting() |> show_again(other)}
+    accepted =
+      Chat.accept(socket.assigns.user, other, params["verified"] == "true", params["digits"])
+
+    scan = if accepted == {:error, :changed}, do: :changed
+    {:noreply, socket |> assign(scan: scan) |> after_accepting() |> show_again(other)}
   end
 
   def handle_event("scanned", %{"user" => other, "bytes" => bytes}, socket)
@@ -330,7 +335,7 @@ defmodule FamilyChatWeb.ChatLive do
   def handle_info(:catch_up, socket) do
     Chat.open_waiting(socket.assigns.user)
     Chat.flush(socket.assigns.user)
-    {:noreply, socket |> refresh_timeline() |> look_at_identities() |> read()}
+    {:noreply, socket |> refresh_timeline() |> read()}
   end
 
   def handle_info({:envelope, id}, socket) do
@@ -340,7 +345,8 @@ defmodule FamilyChatWeb.ChatLive do
     end
   end
 
-  def handle_info({:sent, id}, socket) do
+  # From another page of this user.
+  def handle_info({:changed, id}, socket) do
     socket = if current?(socket, id), do: refresh_timeline(socket), else: socket
     {:noreply, refresh_conversations(socket)}
   end
@@ -360,9 +366,14 @@ defmodule FamilyChatWeb.ChatLive do
     {:noreply, if(current?(socket, id), do: refresh_timeline(socket), else: socket)}
   end
 
-  def handle_info({:identity_changed, _user_id}, socket),
-    do:
-      {:noreply, socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()}
+  def handle_info({:identity_changed, user_id}, socket) do
+    socket = socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()
+
+    case socket.assigns.safety do
+      %{user: %{id: ^user_id}} -> {:noreply, show_again(socket, user_id)}
+      _ -> {:noreply, socket}
+    end
+  end
 
   def handle_info(:flush, socket) do
     Chat.flush(socket.assigns.user)
@@ -417,7 +428,7 @@ defmodule FamilyChatWeb.ChatLive do
           <div class="timeline" id={"timeline-#{@conversation.id}"} phx-hook="Timeline" tabindex="0" aria-label="Messages">
             <button :if={@before} class="earlier" phx-click="earlier">Earlier messages</button>
             <ol id="items" phx-update="stream" aria-live="polite">
-              <li :for={{dom_id, item} <- @streams.items} id={dom_id} class={["item", to_string(item.kind), item.sender_id == @user.id && "mine"]}>
+              <li :for={{dom_id, item} <- @streams.items} id={dom_id} data-at={item.at} class={["item", to_string(item.kind), item.sender_id == @user.id && "mine"]}>
                 <.item item={item} user={@user} people={@people} conversation={@conversation} />
               </li>
             </ol>
