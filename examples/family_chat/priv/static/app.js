@@ -104,6 +104,7 @@ hooks.Composer = {
     })
     this.text.addEventListener("blur", () => { this.left = performance.now() })
     this.again = setInterval(() => this.send(), 5000)
+    for (const control of [this.text, this.el.querySelector("button")]) control.disabled = false
     if (!matchMedia("(pointer: coarse)").matches) this.text.focus()
     this.draw()
     this.send()

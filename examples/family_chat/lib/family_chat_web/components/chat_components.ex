@@ -228,6 +228,7 @@ defmodule FamilyChatWeb.ChatComponents do
 
   # The browser keeps what it has not seen answered: a message that is written while the server restarts is not lost. All ids
   # are of this conversation, or the text field of one would be taken over by the next, together with what listens to it.
+  # The browser enables it: without its part a form would put the message into the address of the next page.
   def composer(assigns) do
     ~H"""
     <form
@@ -241,8 +242,8 @@ defmodule FamilyChatWeb.ChatComponents do
       <ol class="outbox" aria-label="Not sent yet"></ol>
       <p class="problem" role="alert" hidden></p>
       <label for={"text-#{@conversation.id}"} class="hidden">Message</label>
-      <textarea id={"text-#{@conversation.id}"} name="text" rows="1" maxlength={@max_text} placeholder="Message" autocomplete="off" enterkeyhint="send"></textarea>
-      <button class="primary" aria-label="Send"><.icon name="send" /></button>
+      <textarea id={"text-#{@conversation.id}"} name="text" rows="1" maxlength={@max_text} placeholder="Message" autocomplete="off" enterkeyhint="send" disabled></textarea>
+      <button class="primary" aria-label="Send" disabled><.icon name="send" /></button>
     </form>
     """
   end
