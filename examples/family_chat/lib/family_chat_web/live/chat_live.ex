@@ -65,10 +65,17 @@ defmodule FamilyChatWeb.ChatLive do
           :error -> {:noreply, push_patch(socket, to: ~p"/")}
         end
 
+      _ when socket.assigns.live_action == :index ->
+        {:noreply, leave(socket)}
+
+      # A dialog over the conversation that is open.
       _ ->
-        {:noreply, socket |> leave() |> prepare(socket.assigns.live_action, params)}
+        {:noreply, prepare(socket, socket.assigns.live_action, params)}
     end
   end
+
+  defp back(nil), do: ~p"/"
+  defp back(conversation), do: ~p"/c/#{conversation.id}"
 
   # The conversation of the page.
   defp enter(%{assigns: %{conversation: %{id: id}}} = socket, id), do: {:ok, socket}
@@ -444,22 +451,22 @@ defmodule FamilyChatWeb.ChatLive do
         <% end %>
       </main>
 
-      <.dialog :if={@live_action == :new} id="new" title="New conversation" back={~p"/"}>
+      <.dialog :if={@live_action == :new} id="new" title="New conversation" back={back(@conversation)}>
         <.new_conversation contacts={@contacts} problem={@problem} />
       </.dialog>
-      <.dialog :if={@live_action == :settings} id="settings" title="Settings" back={~p"/"}>
+      <.dialog :if={@live_action == :settings} id="settings" title="Settings" back={back(@conversation)}>
         <.settings user={@user} problem={@problem} />
       </.dialog>
-      <.dialog :if={@live_action == :protection} id="protection" title="What is protected" back={~p"/"}>
+      <.dialog :if={@live_action == :protection} id="protection" title="What is protected" back={back(@conversation)}>
         <.protection />
       </.dialog>
-      <.dialog :if={@live_action == :details and @conversation != nil} id="details" title={@conversation.title} back={~p"/c/#{@conversation.id}"}>
+      <.dialog :if={@live_action == :details and @conversation != nil} id="details" title={@conversation.title} back={back(@conversation)}>
         <.details conversation={@conversation} user={@user} contacts={@contacts} online={@online} problem={@problem} />
       </.dialog>
-      <.dialog :if={@live_action == :safety and @safety != nil} id="safety" title={"Safety number with #{@safety.user.display_name}"} back={~p"/c/#{@conversation.id}"}>
+      <.dialog :if={@live_action == :safety and @safety != nil} id="safety" title={"Safety number with #{@safety.user.display_name}"} back={back(@conversation)}>
         <.safety_number safety={@safety} scan={@scan} />
       </.dialog>
-      <.dialog :if={@live_action == :message and @conversation != nil} id="message" title="How this message was encrypted" back={~p"/c/#{@conversation.id}"}>
+      <.dialog :if={@live_action == :message and @conversation != nil} id="message" title="How this message was encrypted" back={back(@conversation)}>
         <.encryption encryption={@encryption} people={@people} />
       </.dialog>
     </div>
