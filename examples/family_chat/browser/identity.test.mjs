@@ -105,6 +105,11 @@ test("new keys of one show in the open safety number of the other at once", asyn
   const digits = await anna.digits()
   const code = await anna.page.innerHTML(".qr")
 
+  // Cleo is in the middle of a sentence, with room for a few lines only.
+  await cleo.enter("Home")
+  await cleo.page.setViewportSize({width: 1000, height: 460})
+  await cleo.field.fill("I am just wri")
+
   await renewKeys(ben)
   await anna.page.getByText("This number is another one than before.").waitFor()
   assert.notEqual(await anna.digits(), digits)
@@ -113,8 +118,19 @@ test("new keys of one show in the open safety number of the other at once", asyn
   await anna.closeDialog()
 })
 
+test("a warning takes neither the focus nor the end of the conversation away", async () => {
+  await warning(cleo).waitFor()
+  await cleo.page.keyboard.type("ting to you.")
+  assert.equal(await cleo.field.inputValue(), "I am just writing to you.")
+  await cleo.page.waitForFunction(() => {
+    const timeline = document.querySelector(".timeline")
+    return timeline.scrollHeight > timeline.clientHeight && timeline.scrollHeight - timeline.scrollTop - timeline.clientHeight < 2
+  })
+  await cleo.field.fill("")
+  await cleo.page.setViewportSize(cleo.options.viewport)
+})
+
 test("everyone who writes with them is warned, in each conversation, and the lock is none", async () => {
-  await cleo.enter("Ben")
   for (const title of ["Ben", "Home"]) {
     for (const person of [anna, cleo]) {
       await person.enter(title)

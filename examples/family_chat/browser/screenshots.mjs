@@ -96,6 +96,7 @@ try {
   ben.page.once("dialog", dialog => dialog.accept())
   await ben.page.getByRole("button", {name: "Set up my keys anew"}).click()
   await anna.page.waitForSelector(".identity-warning")
+  await ben.closeDialog()
   await ben.enter("Sunday dinner")
   await ben.say("New phone, new keys. It is really me!")
   await anna.page.getByText("A message is held back").waitFor()

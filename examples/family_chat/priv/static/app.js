@@ -41,6 +41,11 @@ hooks.Timeline = {
   mounted() {
     localTimes(this.el)
     this.toEnd()
+    // Whoever is at the end stays there when a warning, or the keyboard of a phone, takes some of the height.
+    this.atEnd = true
+    this.el.addEventListener("scroll", () => { this.atEnd = this.distance() < 120 })
+    this.observer = new ResizeObserver(() => { if (this.atEnd) this.toEnd() })
+    this.observer.observe(this.el)
     // How far a message has come, without drawing it again.
     this.handleEvent("progress", ({id, served, opened}) => {
       const ticks = document.querySelector(`#${CSS.escape(id)} .ticks`)
@@ -52,7 +57,7 @@ hooks.Timeline = {
     })
   },
   beforeUpdate() {
-    this.fromEnd = this.el.scrollHeight - this.el.scrollTop - this.el.clientHeight
+    this.fromEnd = this.distance()
     this.first = this.el.querySelector("#items > li")
     this.top = this.first?.offsetTop
   },
@@ -73,6 +78,8 @@ hooks.Timeline = {
       if (next !== line) next.before(line)
     }
   },
+  destroyed() { this.observer.disconnect() },
+  distance() { return this.el.scrollHeight - this.el.scrollTop - this.el.clientHeight },
   toEnd() { this.el.scrollTop = this.el.scrollHeight }
 }
 

@@ -401,7 +401,7 @@ defmodule FamilyChatWeb.ChatComponents do
     <div class="scanner" id="scanner" phx-hook="Scanner" phx-update="ignore" data-user={@safety.user.id}>
       <video playsinline muted hidden></video>
       <button type="button" data-camera>Scan their code</button>
-      <label class="button">from a picture <input type="file" accept="image/*" class="hidden" /></label>
+      <label class="button">From a picture <input type="file" accept="image/*" class="hidden" /></label>
       <p class="hint" role="status"></p>
     </div>
 

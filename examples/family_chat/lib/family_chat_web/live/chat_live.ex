@@ -430,7 +430,9 @@ defmodule FamilyChatWeb.ChatLive do
       <main class="main" id="main">
         <%= if @conversation do %>
           <.conversation_header conversation={@conversation} user={@user} online={@online} changed={@changed} verified={@verified} />
-          <.identity_warning :for={person <- @changed} person={person} conversation={@conversation} />
+          <div id="warnings">
+            <.identity_warning :for={person <- @changed} person={person} conversation={@conversation} />
+          </div>
 
           <div class="timeline" id={"timeline-#{@conversation.id}"} phx-hook="Timeline" tabindex="0" aria-label="Messages">
             <button :if={@before} class="earlier" phx-click="earlier">Earlier messages</button>
