@@ -7,7 +7,7 @@ export LC_ALL := C.UTF-8
 # Where .ci/setup puts a newer Node than the system's.
 export PATH := $(CURDIR)/.ci/node/node_modules/current/bin:$(PATH)
 
-.PHONY: help demo test interop crash nodes bench lint docs fuzz
+.PHONY: help demo test chat chat-test interop crash nodes bench lint docs fuzz
 
 help:
 	@echo 'make demo    a family of six talks, loses its connection, restarts and catches up'
@@ -15,6 +15,9 @@ help:
 	@echo '             PEER=official    the last of the people uses the official Signal client'
 	@echo '             SEED=number      other absences'
 	@echo 'make test    all tests, with the official Signal client as a live peer'
+	@echo 'make chat    the family chat, on http://localhost:4000'
+	@echo '             PORT=number      another port'
+	@echo 'make chat-test its tests, with people at browsers'
 	@echo 'make interop a long conversation with the official Signal client in both roles; one line of figures'
 	@echo '             MESSAGES=number  how many, 20000 unless said'
 	@echo '             KITH_SEED=number another network'
@@ -41,6 +44,14 @@ demo:
 test:
 	@.ci/setup build peer
 	@.ci/test
+
+chat:
+	@.ci/setup build
+	@echo 'The family chat will be on http://localhost:$(or $(PORT),4000), once it is compiled. Ctrl-C twice ends it.'
+	@PORT=$(or $(PORT),4000) .ci/chat mix phx.server
+
+chat-test:
+	@.ci/chat-test
 
 interop:
 	@.ci/setup build peer

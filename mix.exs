@@ -77,6 +77,9 @@ defmodule Kith.MixProject do
       groups_for_modules: [
         "Where to begin": [Kith, Kith.Options],
         Values: [Kith.Address, Kith.Envelope, Kith.Error, Kith.Message, Kith.PreKeyBundle],
+        "Encrypted fields": ~r"^Kith\.(Vault|Ecto)",
+        Recovery: ~r"^Kith\.Backup",
+        "Messages of services": ~r"^Kith\.(Signed|ClientKey)",
         Testing: ~r"^Kith\.Testing",
         Operating: ~r"^Kith\."
       ],
@@ -91,7 +94,7 @@ defmodule Kith.MixProject do
   # Guides in the order to read them, then those that are not named here.
   defp extras do
     guides =
-      for guide <- ~w(a-session.livemd ecto.md testing.md healing.md backups.md several-nodes.md),
+      for guide <- ~w(a-session.livemd ecto.md testing.md healing.md backups.md recovery.md cloak.md signed-messages.md several-nodes.md),
           do: "docs/guides/" <> guide
 
     Enum.uniq(

@@ -18,6 +18,16 @@ if config_env() != :test do
   end
 end
 
+# Seconds between two deletions of messages that have disappeared, and after how many they may. Tests have no minute to wait.
+sweep_every = "FAMILY_CHAT_SWEEP_EVERY" |> System.get_env("60") |> String.to_integer()
+config :family_chat, sweep_every: sweep_every
+config :family_chat, FamilyChat.Kith, maintenance_interval: sweep_every
+
+if timers = System.get_env("FAMILY_CHAT_TIMERS") do
+  config :family_chat,
+    timers: [nil | timers |> String.split(",") |> Enum.map(&String.to_integer/1)]
+end
+
 if word = System.get_env("FAMILY_CHAT_INVITATION"), do: config(:family_chat, invitation: word)
 
 if port = System.get_env("PORT") do

@@ -40,7 +40,10 @@ defmodule FamilyChat.ChatTest do
     test "is stored with its session, or neither is", %{anna: anna, ben: ben, family: family} do
       text = "this one is typed again"
       id = message_id()
-      {:error, :storage} = while_storage_fails(@kith, fn -> Chat.send(anna, family, id, text) end)
+
+      {:error, %{reason: :storage}} =
+        while_storage_fails(@kith, fn -> Chat.send(anna, family, id, text) end)
+
       assert sees(anna, family) == []
       assert Mailbox.waiting(ben.id) == []
 

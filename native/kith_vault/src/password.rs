@@ -26,7 +26,7 @@ impl PasswordParameters {
     /// The most memory, in KiB. As many hashes run at once as their caller allows, and each takes its own.
     pub const MAX_MEMORY: u32 = 256 * 1_024;
 
-    /// The most memory times passes, in KiB: some seconds of one thread. Hashes are read from a database, and whoever
+    /// The most memory times passes, in KiB: about a second of one thread. Hashes are read from a database, and whoever
     /// writes there does not decide how long a login takes.
     pub const MAX_WORK: u32 = 1_024 * 1_024;
 

@@ -93,8 +93,8 @@ defmodule Kith.Monitor.CountsTest do
     for reason <- Kith.Error.reasons(), do: operation(counts, :decrypt, 10, reason)
     exception(counts, :decrypt)
     operation(counts, :decrypt, 10, :of_tomorrow)
-    assert %{count: count, reasons: reasons} = operation(counts, :decrypt).total
-    assert count == length(Kith.Error.reasons()) + 2
+    total = length(Kith.Error.reasons()) + 2
+    assert %{count: ^total, reasons: reasons} = operation(counts, :decrypt).total
     assert reasons == Kith.Error.reasons() |> Map.new(&{&1, 1}) |> Map.put(:exception, 2)
   end
 

@@ -48,7 +48,8 @@ defmodule FamilyChat.Chat do
   ## Sending
 
   @doc """
-  Sends a message to a conversation. An id that is known is a message that was sent before: nothing is sent again.
+  Sends a message to a conversation. An id that is known is a message that was sent before: nothing is sent again. The item
+  has a `reason` when somebody could not be served yet.
 
   The message, the state of each session and the mailboxes are one transaction.
   """
@@ -58,7 +59,7 @@ defmodule FamilyChat.Chat do
          {:ok, conversation} <- Conversations.fetch(user, conversation_id),
          {:ok, {put, item}} <- SQL.transaction(fn -> write(user, conversation, id, text) end) do
       Mailbox.deliver(put)
-      Mailbox.broadcast(user.id, {:sent, conversation_id})
+      Mailbox.broadcast_to_others(user.id, {:changed, conversation_id})
       {:ok, item}
     end
   end
@@ -79,6 +80,7 @@ defmodule FamilyChat.Chat do
 
     {put, sent_at} = encrypt(user, conversation, id, Payload.encode(id, text, timer))
     expires_at = timer && sent_at + timer * 1_000
+    others = length(conversation.members) - 1
 
     SQL.run("UPDATE messages SET sent_at = $2, expires_at = $3 WHERE id = $1", [
       id,
@@ -98,7 +100,8 @@ defmodule FamilyChat.Chat do
         text: text,
         at: sent_at,
         expires_at: expires_at,
-        served: length(conversation.members) - 1
+        reason: if(length(put) < others, do: "put_off"),
+        served: others
       }}}
   end
 
@@ -115,6 +118,8 @@ defmodule FamilyChat.Chat do
 
     case FamilyChat.Kith.encrypt_group(user.id, members, payload, options) do
       {:ok, results} ->
+        keep(user, results, payload, options)
+
         put =
           for {{member, _device}, result} <- results,
               {:ok, envelope} <- [served(user, member, id, payload, result)],
@@ -126,6 +131,12 @@ defmodule FamilyChat.Chat do
       {:error, error} ->
         SQL.rollback(error)
     end
+  end
+
+  # Kith keeps no copy of what it could encrypt for nobody. Here it is sent later, and until then it stands in the history.
+  defp keep(user, results, payload, options) do
+    if results != [] and Enum.all?(results, &match?({_device, {:error, _}}, &1)),
+      do: {:ok, []} = FamilyChat.Kith.encrypt_group(user.id, [], payload, options)
   end
 
   defp served(_user, _member, _id, _payload, {:ok, envelope}), do: {:ok, envelope}
@@ -240,16 +251,14 @@ defmodule FamilyChat.Chat do
 
   ## Opening
 
-  @doc "Opens all that waits for a user. Returns the conversations something came to."
-  def open_waiting(user) do
-    user.id
-    |> Mailbox.waiting()
-    |> Enum.map(&open(user, &1))
-    |> Enum.flat_map(fn
-      {_, conversation_id, _item} -> [conversation_id]
-      _ -> []
-    end)
-    |> Enum.uniq()
+  @doc "Opens all that waits for a user."
+  def open_waiting(user), do: open_all(user, Mailbox.waiting(user.id))
+
+  # Nobody has told the other pages of the user.
+  defp open_all(user, envelope_ids) do
+    opened = Enum.map(envelope_ids, &open(user, &1))
+    conversations = for {_what, conversation_id, _item} <- opened, uniq: true, do: conversation_id
+    Enum.each(conversations, &Mailbox.broadcast_to_others(user.id, {:changed, &1}))
   end
 
   @doc """
@@ -400,6 +409,7 @@ defmodule FamilyChat.Chat do
     with {:ok, envelope} <- Mailbox.envelope(row),
          {:ok, put} <- SQL.transaction(fn -> resend(user, row, envelope) end) do
       Mailbox.deliver(put)
+      flush(user)
     else
       # The machinery failed: the report stays, and is answered when the user comes again.
       {:error, %{reason: reason}} when reason in [:stale, :storage, :panic] -> :ok
@@ -414,6 +424,11 @@ defmodule FamilyChat.Chat do
     Mailbox.delete(row.id)
 
     case result do
+      # Kith knows a message by the time of the envelope everyone got. One that was encrypted for this person alone has another.
+      {:ok, %{envelopes: []}} ->
+        for id <- unopened_by(user, row.sender_id), do: put_off(id, row.sender_id, :out_of_sync)
+        {:ok, []}
+
       {:ok, %{timestamp: timestamp, envelopes: envelopes}} ->
         {:ok, Enum.map(envelopes, &Mailbox.put(&1, message_of(user, timestamp)))}
 
@@ -434,8 +449,10 @@ defmodule FamilyChat.Chat do
 
   defp unopened_by(user, other) do
     sql = """
-    SELECT message_id FROM envelopes
+    SELECT DISTINCT message_id FROM envelopes e
     WHERE sender_id = $1 AND recipient_id = $2 AND state = 'failed' AND message_id IS NOT NULL
+      AND NOT EXISTS (SELECT 1 FROM envelopes w
+        WHERE w.message_id = e.message_id AND w.recipient_id = e.recipient_id AND w.state = 'waiting')
     """
 
     for [id] <- SQL.rows(sql, [user.id, other]), do: id
@@ -455,7 +472,9 @@ defmodule FamilyChat.Chat do
     with {:ok, conversation} <- Conversations.fetch(user, conversation_id),
          {:ok, page} <-
            FamilyChat.Kith.history(user.id, conversation.id, limit: @page, before: before) do
-      messages = page.messages |> Enum.map(&item(user, &1)) |> Enum.uniq_by(& &1.id)
+      messages =
+        page.messages |> Enum.map(&item(user, &1)) |> Enum.uniq_by(& &1.id) |> first_sent()
+
       last? = before == nil
       from = if page.before, do: page.messages |> hd() |> Map.fetch!(:at), else: 0
       to = if last?, do: 9_000_000_000_000_000, else: page.messages |> newest()
@@ -481,8 +500,18 @@ defmodule FamilyChat.Chat do
         end
 
       items = messages |> with_progress(user) |> Enum.concat(placeholders ++ notices)
-      {:ok, {Enum.sort_by(items, & &1.at), page.before}}
+      {:ok, {Enum.sort_by(items, &{&1.at, &1.id}), page.before}}
     end
+  end
+
+  # What was sent again has the time of that in the archive.
+  defp first_sent([]), do: []
+
+  defp first_sent(items) do
+    ids = Enum.map(items, & &1.id)
+    sql = "SELECT id, sent_at FROM messages WHERE id IN (#{SQL.places(ids)})"
+    times = for [id, sent_at] <- SQL.rows(sql, ids), into: %{}, do: {id, sent_at}
+    Enum.map(items, &%{&1 | at: Map.get(times, &1.id, &1.at)})
   end
 
   defp newest([]), do: 0
@@ -581,9 +610,21 @@ defmodule FamilyChat.Chat do
     end
   end
 
-  @doc "Accepts the identity another user has now, and sends and opens what waited for it."
-  def accept(user, other_id, verified?) do
-    with {:ok, _} <- FamilyChat.Kith.trust(user.id, other_id, verified: verified?) do
+  @doc """
+  Accepts the identity another user has now, and sends and opens what waited for it.
+
+  `digits` are those that were compared: `{:error, :changed}` when they are not those of that identity any more.
+  """
+  def accept(user, other_id, verified?, digits \\ nil) do
+    accepted =
+      SQL.transaction(fn ->
+        with {:ok, number} <- FamilyChat.Kith.safety_number(user.id, other_id) do
+          if digits not in [nil, number.digits], do: SQL.rollback(:changed)
+          FamilyChat.Kith.trust(user.id, other_id, verified: verified?)
+        end
+      end)
+
+    with {:ok, _} <- accepted do
       # What failed for want of it starts to count anew.
       SQL.run(
         """
@@ -593,7 +634,7 @@ defmodule FamilyChat.Chat do
         [other_id, user.id]
       )
 
-      Enum.each(Mailbox.held(user.id, other_id), &open(user, &1))
+      open_all(user, Mailbox.held(user.id, other_id))
       flush(user)
       :ok
     end

@@ -10,7 +10,7 @@ defmodule FamilyChat.Conversations do
   # The pairwise fan-out costs one message for each of them.
   @max_members 30
 
-  # Seconds after which messages disappear.
+  # Seconds after which messages disappear, unless the configuration has others.
   @timers [nil, 30, 300, 3_600, 86_400, 604_800]
 
   defmodule Conversation do
@@ -19,7 +19,7 @@ defmodule FamilyChat.Conversations do
   end
 
   def max_members, do: @max_members
-  def timers, do: @timers
+  def timers, do: Application.get_env(:family_chat, :timers, @timers)
 
   @doc """
   Finds a user by name and makes both contacts of each other, with a conversation. Returns its id.
@@ -211,8 +211,9 @@ defmodule FamilyChat.Conversations do
   end
 
   @doc "Sets after how many seconds new messages disappear; nil for never."
-  def set_timer(user, id, timer) when timer in @timers do
-    with {:ok, conversation} <- fetch(user, id) do
+  def set_timer(user, id, timer) do
+    with true <- timer in timers() || {:error, :not_found},
+         {:ok, conversation} <- fetch(user, id) do
       if conversation.timer != timer do
         SQL.transaction(fn ->
           SQL.run("UPDATE conversations SET timer = $2 WHERE id = $1", [id, timer])
@@ -225,8 +226,6 @@ defmodule FamilyChat.Conversations do
       :ok
     end
   end
-
-  def set_timer(_user, _id, _timer), do: {:error, :not_found}
 
   @doc "What happened in a conversation besides messages, between two times."
   def notices(id, from, to) do

@@ -18,6 +18,10 @@ defmodule FamilyChat.Mailbox do
   def broadcast(user_id, message),
     do: Phoenix.PubSub.broadcast(@pubsub, topic(user_id), message)
 
+  @doc "Tells those of them that are not this process."
+  def broadcast_to_others(user_id, message),
+    do: Phoenix.PubSub.broadcast_from(@pubsub, self(), topic(user_id), message)
+
   defp topic(user_id), do: "user:" <> user_id
 
   @doc """

@@ -26,8 +26,9 @@ defmodule FamilyChat.SQL do
   @doc """
   Runs a function in a transaction and returns what it returned.
 
-  After `rollback/1` it is `{:error, reason}`, and `{:error, :storage}` when the database fails. When others changed the same session at the same time (`:stale`), all of it
-  is done again: Kith cannot do that inside a transaction that is not its own.
+  After `rollback/1` it is `{:error, reason}`; when the database fails, the reason is a `Kith.Error` of `:storage`, as if Kith had been the one
+  to notice. When others changed the same session at the same time (`:stale`), all of it is done again: Kith cannot do that inside a
+  transaction that is not its own.
   """
   def transaction(fun), do: transaction(fun, @attempts)
 
@@ -49,9 +50,10 @@ defmodule FamilyChat.SQL do
     error in Failed -> {:error, failed(error)}
   end
 
+  # The words of the database may quote a row.
   defp failed(error) do
-    Logger.error("the database failed: " <> Exception.message(error))
-    :storage
+    Logger.error("the database failed: #{inspect(error.__struct__)}")
+    Kith.Error.exception(:storage)
   end
 
   @doc """

@@ -1,16 +1,18 @@
 defmodule FamilyChat.Sweeper do
-  @moduledoc "Deletes, every minute, what is left in the tables of messages that have disappeared."
+  @moduledoc """
+  Deletes, every minute, what is left in the tables of messages that have disappeared.
+
+  The copies in people's archives are deleted by Kith, in its maintenance, as often.
+  """
 
   use GenServer
   require Logger
-
-  @interval 60_000
 
   def start_link(_options), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
   @impl true
   def init(nil) do
-    Process.send_after(self(), :sweep, @interval)
+    sweep_later()
     {:ok, nil}
   end
 
@@ -24,7 +26,15 @@ defmodule FamilyChat.Sweeper do
       error -> Logger.warning("nothing was swept: #{inspect(error.__struct__)}")
     end
 
-    Process.send_after(self(), :sweep, @interval)
+    sweep_later()
     {:noreply, state}
   end
+
+  defp sweep_later,
+    do:
+      Process.send_after(
+        self(),
+        :sweep,
+        Application.fetch_env!(:family_chat, :sweep_every) * 1_000
+      )
 end

@@ -26,10 +26,26 @@ hooks.Page = {
   destroyed() { document.removeEventListener("visibilitychange", this.visible) }
 }
 
+// Gives the focus back when it closes, unless another dialog follows.
+hooks.Dialog = {
+  mounted() { this.opener = document.activeElement },
+  destroyed() {
+    if (document.querySelector(".dialog")) return
+    const opener = this.opener?.isConnected && this.opener !== document.body ? this.opener : null
+    const next = opener || document.querySelector(".composer textarea") || document.querySelector(".sidebar a")
+    next?.focus()
+  }
+}
+
 hooks.Timeline = {
   mounted() {
     localTimes(this.el)
     this.toEnd()
+    // Whoever is at the end stays there when a warning, or the keyboard of a phone, takes some of the height.
+    this.atEnd = true
+    this.el.addEventListener("scroll", () => { this.atEnd = this.distance() < 120 })
+    this.observer = new ResizeObserver(() => { if (this.atEnd) this.toEnd() })
+    this.observer.observe(this.el)
     // How far a message has come, without drawing it again.
     this.handleEvent("progress", ({id, served, opened}) => {
       const ticks = document.querySelector(`#${CSS.escape(id)} .ticks`)
@@ -41,16 +57,29 @@ hooks.Timeline = {
     })
   },
   beforeUpdate() {
-    this.fromEnd = this.el.scrollHeight - this.el.scrollTop - this.el.clientHeight
+    this.fromEnd = this.distance()
     this.first = this.el.querySelector("#items > li")
     this.top = this.first?.offsetTop
   },
   updated() {
     localTimes(this.el)
+    this.sort()
     // Stay at the end, or at what was being read when older messages came in above.
     if (this.fromEnd < 120) this.toEnd()
     else if (this.first?.isConnected) this.el.scrollTop += this.first.offsetTop - this.top
   },
+  // What was sent at the same time elsewhere, or is sent again, arrives later than it stands in the history.
+  sort() {
+    const key = line => [Number(line.dataset.at), line.id]
+    const later = (a, b) => a[0] > b[0] || (a[0] === b[0] && a[1] > b[1])
+    for (const line of Array.from(this.el.querySelectorAll("#items > li"))) {
+      let next = line
+      while (next.previousElementSibling && later(key(next.previousElementSibling), key(line))) next = next.previousElementSibling
+      if (next !== line) next.before(line)
+    }
+  },
+  destroyed() { this.observer.disconnect() },
+  distance() { return this.el.scrollHeight - this.el.scrollTop - this.el.clientHeight },
   toEnd() { this.el.scrollTop = this.el.scrollHeight }
 }
 
@@ -80,13 +109,19 @@ hooks.Composer = {
         this.push("typing", {})
       }
     })
+    this.text.addEventListener("blur", () => { this.left = performance.now() })
     this.again = setInterval(() => this.send(), 5000)
+    for (const control of [this.text, this.el.querySelector("button")]) control.disabled = false
     if (!matchMedia("(pointer: coarse)").matches) this.text.focus()
     this.draw()
     this.send()
   },
   destroyed() { clearInterval(this.again) },
-  disconnected() { this.sending = false },
+  disconnected() {
+    this.sending = false
+    // LiveView has just taken the focus away. Whoever is writing writes on.
+    if (performance.now() - this.left < 100) this.text.focus()
+  },
   reconnected() { this.sending = false; this.send() },
 
   push(event, payload, answer) {
@@ -99,6 +134,7 @@ hooks.Composer = {
     if (text === "") return
     this.outbox.push({id: uuid(), text})
     this.text.value = ""
+    this.typed = 0
     this.problem.hidden = true
     this.grow()
     this.keep()
@@ -158,7 +194,9 @@ const toText = bytes => Array.from(bytes, byte => String.fromCharCode(byte)).joi
 const toBytes = text => Uint8Array.from(text, character => character.charCodeAt(0))
 
 hooks.QR = {
-  async mounted() {
+  mounted() { this.draw() },
+  updated() { this.draw() },
+  async draw() {
     const {encodeQR} = await import("/vendor/qr/index.js")
     const rows = encodeQR(atob(this.el.dataset.code), "raw", {ecc: "low", encoding: "byte", textEncoder: toBytes, border: 4})
     const size = rows.length

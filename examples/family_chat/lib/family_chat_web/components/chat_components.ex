@@ -230,7 +230,9 @@ defmodule FamilyChatWeb.ChatComponents do
   attr(:user, :map, required: true)
   attr(:max_text, :integer, required: true)
 
-  # The browser keeps what it has not seen answered: a message that is written while the server restarts is not lost.
+  # The browser keeps what it has not seen answered: a message that is written while the server restarts is not lost. All ids
+  # are of this conversation, or the text field of one would be taken over by the next, together with what listens to it.
+  # The browser enables it: without its part a form would put the message into the address of the next page.
   def composer(assigns) do
     ~H"""
     <form
@@ -243,9 +245,9 @@ defmodule FamilyChatWeb.ChatComponents do
     >
       <ol class="outbox" aria-label="Not sent yet"></ol>
       <p class="problem" role="alert" hidden></p>
-      <label for="text" class="hidden">Message</label>
-      <textarea id="text" name="text" rows="1" maxlength={@max_text} placeholder="Message" autocomplete="off" enterkeyhint="send"></textarea>
-      <button class="primary" aria-label="Send"><.icon name="send" /></button>
+      <label for={"text-#{@conversation.id}"} class="hidden">Message</label>
+      <textarea id={"text-#{@conversation.id}"} name="text" rows="1" maxlength={@max_text} placeholder="Message" autocomplete="off" enterkeyhint="send" disabled></textarea>
+      <button class="primary" aria-label="Send" disabled><.icon name="send" /></button>
     </form>
     """
   end
@@ -257,7 +259,7 @@ defmodule FamilyChatWeb.ChatComponents do
 
   def dialog(assigns) do
     ~H"""
-    <div class="backdrop" id={"#{@id}-backdrop"} phx-window-keydown={JS.patch(@back)} phx-key="Escape">
+    <div class="backdrop" id={"#{@id}-backdrop"} phx-hook="Dialog" phx-window-keydown={JS.patch(@back)} phx-key="Escape">
       <.focus_wrap id={"#{@id}-dialog"} class="dialog" role="dialog" aria-modal="true" aria-labelledby={"#{@id}-title"}>
         <header>
           <h2 id={"#{@id}-title"}><%= @title %></h2>
@@ -390,6 +392,7 @@ defmodule FamilyChatWeb.ChatComponents do
       This is another code. Do not trust this conversation before you have spoken.
     </p>
     <p :if={@scan == :unreadable} class="problem" role="alert">This is not a safety number.</p>
+    <p :if={@scan == :changed} class="problem" role="alert">The number has changed meanwhile. Compare again, please.</p>
 
     <p>If <%= @safety.user.display_name %> sees the same digits, nobody sits between the two of you and gives out keys of their own.</p>
     <ol class="digits" id="digits"><li :for={group <- @groups}><%= group %></li></ol>
@@ -398,11 +401,11 @@ defmodule FamilyChatWeb.ChatComponents do
     <div class="scanner" id="scanner" phx-hook="Scanner" phx-update="ignore" data-user={@safety.user.id}>
       <video playsinline muted hidden></video>
       <button type="button" data-camera>Scan their code</button>
-      <label class="button">from a picture <input type="file" accept="image/*" class="hidden" /></label>
+      <label class="button">From a picture <input type="file" accept="image/*" class="hidden" /></label>
       <p class="hint" role="status"></p>
     </div>
 
-    <button :if={not @safety.verified} class="primary" phx-click="accept" phx-value-user={@safety.user.id} phx-value-verified="true">
+    <button :if={not @safety.verified} class="primary" phx-click="accept" phx-value-user={@safety.user.id} phx-value-verified="true" phx-value-digits={@safety.digits}>
       The digits are the same
     </button>
     """

@@ -65,10 +65,17 @@ defmodule FamilyChatWeb.ChatLive do
           :error -> {:noreply, push_patch(socket, to: ~p"/")}
         end
 
+      _ when socket.assigns.live_action == :index ->
+        {:noreply, leave(socket)}
+
+      # A dialog over the conversation that is open.
       _ ->
-        {:noreply, socket |> leave() |> prepare(socket.assigns.live_action, params)}
+        {:noreply, prepare(socket, socket.assigns.live_action, params)}
     end
   end
+
+  defp back(nil), do: ~p"/"
+  defp back(conversation), do: ~p"/c/#{conversation.id}"
 
   # The conversation of the page.
   defp enter(%{assigns: %{conversation: %{id: id}}} = socket, id), do: {:ok, socket}
@@ -205,6 +212,8 @@ defmodule FamilyChatWeb.ChatLive do
     case Chat.send(socket.assigns.user, id, message_id, text) do
       {:ok, item} ->
         socket = if current?(socket, id), do: insert(socket, item), else: socket
+        # Most likely for want of trust. It takes some milliseconds for each member.
+        socket = if item.reason, do: look_at_identities(socket), else: socket
         {:reply, %{ok: true}, refresh_conversations(socket)}
 
       # The answer to the first time was lost.
@@ -289,8 +298,11 @@ defmodule FamilyChatWeb.ChatLive do
 
   def handle_event("accept", %{"user" => other} = params, socket)
       when is_map_key(socket.assigns.people, other) do
-    Chat.accept(socket.assigns.user, other, params["verified"] == "true")
-    {:noreply, socket |> after_accepting() |> show_again(other)}
+    accepted =
+      Chat.accept(socket.assigns.user, other, params["verified"] == "true", params["digits"])
+
+    scan = if accepted == {:error, :changed}, do: :changed
+    {:noreply, socket |> assign(scan: scan) |> after_accepting() |> show_again(other)}
   end
 
   def handle_event("scanned", %{"user" => other, "bytes" => bytes}, socket)
@@ -330,7 +342,7 @@ defmodule FamilyChatWeb.ChatLive do
   def handle_info(:catch_up, socket) do
     Chat.open_waiting(socket.assigns.user)
     Chat.flush(socket.assigns.user)
-    {:noreply, socket |> refresh_timeline() |> look_at_identities() |> read()}
+    {:noreply, socket |> refresh_timeline() |> read()}
   end
 
   def handle_info({:envelope, id}, socket) do
@@ -340,7 +352,8 @@ defmodule FamilyChatWeb.ChatLive do
     end
   end
 
-  def handle_info({:sent, id}, socket) do
+  # From another page of this user.
+  def handle_info({:changed, id}, socket) do
     socket = if current?(socket, id), do: refresh_timeline(socket), else: socket
     {:noreply, refresh_conversations(socket)}
   end
@@ -360,9 +373,14 @@ defmodule FamilyChatWeb.ChatLive do
     {:noreply, if(current?(socket, id), do: refresh_timeline(socket), else: socket)}
   end
 
-  def handle_info({:identity_changed, _user_id}, socket),
-    do:
-      {:noreply, socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()}
+  def handle_info({:identity_changed, user_id}, socket) do
+    socket = socket |> look_at_identities() |> refresh_timeline() |> refresh_conversations()
+
+    case socket.assigns.safety do
+      %{user: %{id: ^user_id}} -> {:noreply, show_again(socket, user_id)}
+      _ -> {:noreply, socket}
+    end
+  end
 
   def handle_info(:flush, socket) do
     Chat.flush(socket.assigns.user)
@@ -412,12 +430,14 @@ defmodule FamilyChatWeb.ChatLive do
       <main class="main" id="main">
         <%= if @conversation do %>
           <.conversation_header conversation={@conversation} user={@user} online={@online} changed={@changed} verified={@verified} />
-          <.identity_warning :for={person <- @changed} person={person} conversation={@conversation} />
+          <div id="warnings">
+            <.identity_warning :for={person <- @changed} person={person} conversation={@conversation} />
+          </div>
 
           <div class="timeline" id={"timeline-#{@conversation.id}"} phx-hook="Timeline" tabindex="0" aria-label="Messages">
             <button :if={@before} class="earlier" phx-click="earlier">Earlier messages</button>
             <ol id="items" phx-update="stream" aria-live="polite">
-              <li :for={{dom_id, item} <- @streams.items} id={dom_id} class={["item", to_string(item.kind), item.sender_id == @user.id && "mine"]}>
+              <li :for={{dom_id, item} <- @streams.items} id={dom_id} data-at={item.at} class={["item", to_string(item.kind), item.sender_id == @user.id && "mine"]}>
                 <.item item={item} user={@user} people={@people} conversation={@conversation} />
               </li>
             </ol>
@@ -433,22 +453,22 @@ defmodule FamilyChatWeb.ChatLive do
         <% end %>
       </main>
 
-      <.dialog :if={@live_action == :new} id="new" title="New conversation" back={~p"/"}>
+      <.dialog :if={@live_action == :new} id="new" title="New conversation" back={back(@conversation)}>
         <.new_conversation contacts={@contacts} problem={@problem} />
       </.dialog>
-      <.dialog :if={@live_action == :settings} id="settings" title="Settings" back={~p"/"}>
+      <.dialog :if={@live_action == :settings} id="settings" title="Settings" back={back(@conversation)}>
         <.settings user={@user} problem={@problem} />
       </.dialog>
-      <.dialog :if={@live_action == :protection} id="protection" title="What is protected" back={~p"/"}>
+      <.dialog :if={@live_action == :protection} id="protection" title="What is protected" back={back(@conversation)}>
         <.protection />
       </.dialog>
-      <.dialog :if={@live_action == :details and @conversation != nil} id="details" title={@conversation.title} back={~p"/c/#{@conversation.id}"}>
+      <.dialog :if={@live_action == :details and @conversation != nil} id="details" title={@conversation.title} back={back(@conversation)}>
         <.details conversation={@conversation} user={@user} contacts={@contacts} online={@online} problem={@problem} />
       </.dialog>
-      <.dialog :if={@live_action == :safety and @safety != nil} id="safety" title={"Safety number with #{@safety.user.display_name}"} back={~p"/c/#{@conversation.id}"}>
+      <.dialog :if={@live_action == :safety and @safety != nil} id="safety" title={"Safety number with #{@safety.user.display_name}"} back={back(@conversation)}>
         <.safety_number safety={@safety} scan={@scan} />
       </.dialog>
-      <.dialog :if={@live_action == :message and @conversation != nil} id="message" title="How this message was encrypted" back={~p"/c/#{@conversation.id}"}>
+      <.dialog :if={@live_action == :message and @conversation != nil} id="message" title="How this message was encrypted" back={back(@conversation)}>
         <.encryption encryption={@encryption} people={@people} />
       </.dialog>
     </div>
