@@ -94,7 +94,8 @@ defmodule Kith.MixProject do
   # Guides in the order to read them, then those that are not named here.
   defp extras do
     guides =
-      for guide <- ~w(a-session.livemd ecto.md testing.md healing.md backups.md recovery.md cloak.md signed-messages.md several-nodes.md),
+      for guide <-
+            ~w(a-session.livemd ecto.md testing.md healing.md backups.md recovery.md cloak.md signed-messages.md several-nodes.md),
           do: "docs/guides/" <> guide
 
     Enum.uniq(

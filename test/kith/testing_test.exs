@@ -502,7 +502,15 @@ defmodule Kith.TestingTest do
       named = for [reason, _] <- @rows, do: String.to_existing_atom(reason)
       # Of the account's own lock, and of bugs.
       # No message is answered with what is of passwords and of backups.
-      elsewhere = [:already_registered, :busy, :no_consent, :too_few, :wrong_password, :wrong_secret]
+      elsewhere = [
+        :already_registered,
+        :busy,
+        :no_consent,
+        :too_few,
+        :wrong_password,
+        :wrong_secret
+      ]
+
       assert Enum.sort(Kith.Error.reasons() -- named) == Enum.sort([:locked, :panic | elsewhere])
     end
 
