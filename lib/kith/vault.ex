@@ -66,7 +66,7 @@ defmodule Kith.Vault do
       {:ok, ciphertext} = MyApp.Vault.encrypt("anna@example.com", context: context)
       {:ok, "anna@example.com"} = MyApp.Vault.decrypt(ciphertext, context: context)
 
-  A context is a string, an integer, or a list of them and of atoms; `7`, `"7"` and `:"7"` are the same. It is stored nowhere: who does not have it cannot decrypt.
+  A context is a string, an integer, or a list of them and of atoms, 4,096 bytes together at most; `7`, `"7"` and `:"7"` are the same. It is stored nowhere: who does not have it cannot decrypt.
   Only a cipher of Kith's own has a place for it. Ecto does not tell a type which row it is in, so the types cannot do this. Call the functions where the key of the
   row is known; with a database that numbers rows, that is after the insert.
 
@@ -93,6 +93,8 @@ defmodule Kith.Vault do
 
   # Above, the work is too long for a normal scheduler. The slowest cipher takes about 10 µs for so much.
   @long 8_192
+
+  @max_context 4_096
 
   @typedoc "The name of a cipher in the configuration."
   @type label :: atom | String.t()
@@ -242,7 +244,12 @@ defmodule Kith.Vault do
   end
 
   @doc false
-  def decrypt(vault, ciphertext, options) do
+  def decrypt(vault, ciphertext, options),
+    do: vault |> attempt(ciphertext, options) |> tell(vault, :decrypt)
+
+  @doc false
+  # Of somebody who does not know whether it decrypts, so that a failure is no event.
+  def attempt(vault, ciphertext, options) do
     binary!(ciphertext, "the ciphertext")
     state = state(vault)
     {context, unbound} = reading!(options)
@@ -252,7 +259,6 @@ defmodule Kith.Vault do
     function
     |> native([state.handle, context, unbound, ciphertext])
     |> explain()
-    |> tell(vault, :decrypt)
   end
 
   @doc false
@@ -420,8 +426,18 @@ defmodule Kith.Vault do
   @doc false
   # A context as the native library takes it.
   def context!(nil), do: nil
-  def context!([_ | _] = names), do: Enum.map(names, &name_of_place!/1)
-  def context!(name) when is_binary(name) or is_integer(name), do: [name_of_place!(name)]
+
+  def context!([_ | _] = names) do
+    names = Enum.map(names, &name_of_place!/1)
+
+    # On a normal scheduler there is no time for more.
+    if IO.iodata_length(names) > @max_context,
+      do: raise(ArgumentError, "expected :context to have at most #{@max_context} bytes")
+
+    names
+  end
+
+  def context!(name) when is_binary(name) or is_integer(name), do: context!([name])
 
   def context!(_) do
     raise ArgumentError,

@@ -273,6 +273,10 @@ defmodule Kith.VaultTest do
         end
       end
 
+      assert_raise ArgumentError, "expected :context to have at most 4096 bytes", fn ->
+        vault.encrypt("text", context: [String.duplicate("x", 4_000), String.duplicate("x", 97)])
+      end
+
       assert_raise ArgumentError, ~r/expected :context with :allow_unbound/, fn ->
         vault.decrypt("field", allow_unbound: true)
       end

@@ -335,12 +335,12 @@ defmodule Kith.Vault.Migrator do
   defp inspected(_field, _), do: {:error, Error.new(:malformed)}
 
   defp opened(field, value, nil) do
-    with {:ok, text} <- field.vault.decrypt(value), do: {:ok, text, true}
+    with {:ok, text} <- Vault.attempt(field.vault, value, []), do: {:ok, text, true}
   end
 
   defp opened(field, value, context) do
-    with {:error, _} <- field.vault.decrypt(value, context: context),
-         {:ok, text} <- field.vault.decrypt(value) do
+    with {:error, _} <- Vault.attempt(field.vault, value, context: context),
+         {:ok, text} <- Vault.attempt(field.vault, value, []) do
       {:ok, text, false}
     else
       {:ok, text} -> {:ok, text, true}
@@ -375,7 +375,7 @@ defmodule Kith.Vault.Migrator do
     writing = if field.label == nil, do: reading, else: [label: field.label] ++ reading
 
     with {:ok, new} <- field.vault.encrypt(text, writing),
-         {:ok, ^text} <- field.vault.decrypt(new, reading) do
+         {:ok, ^text} <- Vault.attempt(field.vault, new, reading) do
       {:upgrade, new}
     else
       # A vault that does not read what it writes.
@@ -437,7 +437,7 @@ defmodule Kith.Vault.Migrator do
   end
 
   defp parsed?(run, field, found, value) do
-    with {:ok, text} <- field.vault.decrypt(value),
+    with {:ok, text} <- Vault.attempt(field.vault, value, []),
          :ok <- plausible(run, field, found, text) do
       true
     else

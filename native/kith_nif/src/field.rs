@@ -154,8 +154,8 @@ fn field_inspect<'a>(env: Env<'a>, vault: ResourceArc<FieldVault>, field: Binary
     })
 }
 
-/// Up to the 16 KiB that Elixir gives to a normal scheduler, with the slowest cipher, about a hundredth of a time slice
-/// for each 4 KiB.
+/// Up to the 8 KiB that Elixir gives to a normal scheduler, the slowest cipher takes about a hundredth of a time slice, which is
+/// a millisecond.
 fn report(env: Env<'_>) {
     consume_timeslice(env, 1);
 }
