@@ -57,16 +57,15 @@ hooks.Timeline = {
     })
   },
   beforeUpdate() {
-    this.fromEnd = this.distance()
     this.first = this.el.querySelector("#items > li")
-    this.top = this.first?.offsetTop
+    this.top = this.first?.offsetTop - this.el.offsetTop
   },
   updated() {
     localTimes(this.el)
     this.sort()
     // Stay at the end, or at what was being read when older messages came in above.
-    if (this.fromEnd < 120) this.toEnd()
-    else if (this.first?.isConnected) this.el.scrollTop += this.first.offsetTop - this.top
+    if (this.atEnd) this.toEnd()
+    else if (this.first?.isConnected) this.el.scrollTop += this.first.offsetTop - this.el.offsetTop - this.top
   },
   // What was sent at the same time elsewhere, or is sent again, arrives later than it stands in the history.
   sort() {
@@ -139,6 +138,9 @@ hooks.Composer = {
     this.grow()
     this.keep()
     this.send()
+    // Wherever one has scrolled to, what one writes is at the end.
+    const timeline = document.querySelector(".timeline")
+    timeline.scrollTop = timeline.scrollHeight
   },
   // One after the other, so that they stay in order.
   send() {

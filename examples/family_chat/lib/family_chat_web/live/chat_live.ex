@@ -388,9 +388,7 @@ defmodule FamilyChatWeb.ChatLive do
   end
 
   def handle_info({:typing, user_id}, socket) do
-    with timer when timer != nil <- socket.assigns.typing[user_id],
-         do: Process.cancel_timer(timer)
-
+    socket = typed(socket, user_id)
     timer = Process.send_after(self(), {:typing_over, user_id}, @typing)
     {:noreply, assign(socket, typing: Map.put(socket.assigns.typing, user_id, timer))}
   end
@@ -418,8 +416,11 @@ defmodule FamilyChatWeb.ChatLive do
     if current?(socket, id), do: read(socket), else: refresh_conversations(socket)
   end
 
-  defp typed(socket, user_id),
-    do: assign(socket, typing: Map.delete(socket.assigns.typing, user_id))
+  defp typed(socket, user_id) do
+    {timer, typing} = Map.pop(socket.assigns.typing, user_id)
+    if timer, do: Process.cancel_timer(timer)
+    assign(socket, typing: typing)
+  end
 
   @impl true
   def render(assigns) do
