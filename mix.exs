@@ -95,7 +95,8 @@ defmodule Kith.MixProject do
   defp extras do
     guides =
       for guide <-
-            ~w(a-session.livemd ecto.md testing.md healing.md backups.md recovery.md cloak.md signed-messages.md several-nodes.md),
+            ~w(getting-started.md a-session.livemd ecto.md testing.md healing.md monitoring.md vault.md backups.md recovery.md
+               cloak.md signed-messages.md several-nodes.md),
           do: "docs/guides/" <> guide
 
     Enum.uniq(
