@@ -67,8 +67,9 @@ impl Vault {
         rng: &mut R,
         context: &Context,
     ) -> Result<Vec<u8>, VaultError> {
+        let id = DataKeyId::generate(rng)?;
         let key = SecretKey::generate(rng)?;
-        self.wrap_secret_key(rng, context, &key)
+        self.wrap(rng, context, id, &key)
     }
 
     /// Wraps a key under the current key, for one place, as a data key is wrapped. [`Self::open_secret_key`] gives it back.
@@ -82,11 +83,18 @@ impl Vault {
         context: &Context,
         key: &SecretKey,
     ) -> Result<Vec<u8>, VaultError> {
-        let mut id = [0; DataKeyId::BYTES];
-        rng.try_fill_bytes(&mut id)
-            .map_err(VaultError::random::<R>)?;
+        let id = DataKeyId::generate(rng)?;
+        self.wrap(rng, context, id, key)
+    }
 
-        let mut wrapped = WrappedDataKey::header(DataKeyId::from_bytes(id), &self.current.id);
+    fn wrap<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+        context: &Context,
+        id: DataKeyId,
+        key: &SecretKey,
+    ) -> Result<Vec<u8>, VaultError> {
+        let mut wrapped = WrappedDataKey::header(id, &self.current.id);
         let associated_data = context.associated_data(&wrapped);
         self.current
             .key
