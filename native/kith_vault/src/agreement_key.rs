@@ -79,12 +79,10 @@ impl AgreementKey {
             header: header(purpose.cipher, &self.public),
             key: match purpose.cipher {
                 Cipher::Aes256Gcm => Key::Aes256Gcm(AeadKey::new(&key)),
-                Cipher::ChaCha20Poly1305 => Key::ChaCha20Poly1305(AeadKey::of(
-                    ChaCha20Poly1305::new(key.as_slice().try_into().map_err(
-                        // It has 32 bytes.
-                        |_| ClientKeyError::Malformed,
-                    )?),
-                )),
+                Cipher::ChaCha20Poly1305 => {
+                    let key: &[u8; KEY_BYTES] = &key;
+                    Key::ChaCha20Poly1305(AeadKey::of(ChaCha20Poly1305::new(key.into())))
+                }
             },
         })
     }

@@ -90,6 +90,13 @@ impl DataKeyId {
     /// The length of an id.
     pub const BYTES: usize = 8;
 
+    pub(crate) fn generate<R: TryCryptoRng + ?Sized>(rng: &mut R) -> Result<Self, VaultError> {
+        let mut id = [0; Self::BYTES];
+        rng.try_fill_bytes(&mut id)
+            .map_err(VaultError::random::<R>)?;
+        Ok(Self(id))
+    }
+
     /// Takes an id from its bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {

@@ -68,8 +68,9 @@ impl Vault {
         rng: &mut R,
         context: &Context,
     ) -> Result<Vec<u8>, VaultError> {
+        let id = DataKeyId::generate(rng)?;
         let key = SecretKey::generate(rng)?;
-        self.wrap_secret_key(rng, context, &key)
+        self.wrap(rng, context, id, &key)
     }
 
     /// Wraps a key under the current key, for one place, as a data key is wrapped. [`Self::open_secret_key`] gives it back.
@@ -83,10 +84,11 @@ impl Vault {
         context: &Context,
         key: &SecretKey,
     ) -> Result<Vec<u8>, VaultError> {
-        let mut id = [0; DataKeyId::BYTES];
-        rng.try_fill_bytes(&mut id)
-            .map_err(VaultError::random::<R>)?;
+        let id = DataKeyId::generate(rng)?;
+        self.wrap(rng, context, id, key)
+    }
 
+<<<<<<< HEAD
         self.wrap(
             rng,
             context,
@@ -105,6 +107,16 @@ impl Vault {
         content: &[u8],
     ) -> Result<Vec<u8>, VaultError> {
         let mut wrapped = Wrapped::header(wrapping, id, &self.current.id, content.len());
+=======
+    fn wrap<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+        context: &Context,
+        id: DataKeyId,
+        key: &SecretKey,
+    ) -> Result<Vec<u8>, VaultError> {
+        let mut wrapped = WrappedDataKey::header(id, &self.current.id);
+>>>>>>> signed
         let associated_data = context.associated_data(&wrapped);
         self.current
             .key
