@@ -70,7 +70,8 @@ impl Vault {
     ) -> Result<Vec<u8>, VaultError> {
         let id = DataKeyId::generate(rng)?;
         let key = SecretKey::generate(rng)?;
-        self.wrap(rng, context, id, &key)
+        let content = key.as_bytes();
+        self.wrap(rng, context, Wrapping::KeyEncryptionKey, id, content)
     }
 
     /// Wraps a key under the current key, for one place, as a data key is wrapped. [`Self::open_secret_key`] gives it back.
@@ -85,17 +86,8 @@ impl Vault {
         key: &SecretKey,
     ) -> Result<Vec<u8>, VaultError> {
         let id = DataKeyId::generate(rng)?;
-        self.wrap(rng, context, id, key)
-    }
-
-<<<<<<< HEAD
-        self.wrap(
-            rng,
-            context,
-            Wrapping::KeyEncryptionKey,
-            DataKeyId::from_bytes(id),
-            key.as_bytes(),
-        )
+        let content = key.as_bytes();
+        self.wrap(rng, context, Wrapping::KeyEncryptionKey, id, content)
     }
 
     pub(crate) fn wrap<R: TryCryptoRng + ?Sized>(
@@ -107,16 +99,6 @@ impl Vault {
         content: &[u8],
     ) -> Result<Vec<u8>, VaultError> {
         let mut wrapped = Wrapped::header(wrapping, id, &self.current.id, content.len());
-=======
-    fn wrap<R: TryCryptoRng + ?Sized>(
-        &self,
-        rng: &mut R,
-        context: &Context,
-        id: DataKeyId,
-        key: &SecretKey,
-    ) -> Result<Vec<u8>, VaultError> {
-        let mut wrapped = WrappedDataKey::header(id, &self.current.id);
->>>>>>> signed
         let associated_data = context.associated_data(&wrapped);
         self.current
             .key
