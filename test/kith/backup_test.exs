@@ -710,14 +710,16 @@ defmodule Kith.BackupTest do
 
         thread = {"d:4:annaben", data_key}
 
-        {:ok, sealed} = Kith.Native.archive_seal(instance.vault, thread, {"anna", 1}, place, text)
+        {:ok, sealed} =
+          Kith.Native.archive_seal(instance.vault, thread, nil, {"anna", 1}, place, text)
 
         Kith.Store.ArchivedMessages.insert(
           instance.repo,
           {"anna", 1},
           "d:4:annaben",
           place,
-          sealed
+          sealed,
+          nil
         )
       end
 

@@ -116,10 +116,11 @@ defmodule Kith.DoctorTest do
     test "that is not", %{kith: kith} do
       for n <- 1..120,
           do:
-            sql!(kith, "INSERT INTO signal_accounts VALUES ($1, $2, 0)", [
-              "u#{n}",
-              {:blob, "junk"}
-            ])
+            sql!(
+              kith,
+              "INSERT INTO signal_accounts (user_id, data_key, created_at) VALUES ($1, $2, 0)",
+              ["u#{n}", {:blob, "junk"}]
+            )
 
       sql!(kith, "DELETE FROM signal_prekeys WHERE user_id = 'ben' AND kind = 'one_time'")
       sql!(kith, "UPDATE signal_sessions SET renew_since = 1 WHERE user_id = 'ben'")

@@ -148,14 +148,15 @@ defmodule Kith.MessageArchiveFailuresTest do
         Repo.intercept(fn _, run -> run.() end)
         {:ok, faster} = Native.thread_create(vault, "t:new")
         params = ["t:new", {:blob, faster}]
-        {:ok, _} = SQLite.query(handle, "INSERT INTO signal_threads VALUES ($1, $2, 0)", params)
+        sql = "INSERT INTO signal_threads (thread_id, data_key, created_at) VALUES ($1, $2, 0)"
+        {:ok, _} = SQLite.query(handle, sql, params)
       end
 
       run.()
     end)
 
     Kith.encrypt!(kith, "anna", "ben", "hello", thread: "new")
-    assert [[_, _, 0]] = rows("signal_threads WHERE thread_id = 't:new'")
+    assert [[_, _, 0 | _]] = rows("signal_threads WHERE thread_id = 't:new'")
     assert [%{plaintext: "hello"}] = Kith.history!(kith, "anna", "new").messages
   end
 

@@ -5,6 +5,7 @@ defmodule Kith.PanicTest do
   alias Kith.{ChildVM, Native}
 
   @panics 1_000
+  @cheap {64, 1, 1}
   @place %{position: 1, message_id: <<0::128>>, sender: {"bob", 1}, sent_at: 1, expires_at: nil}
   @password_hash "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA"
   @ciphers [{"a", {:kith, "2026", "", 0}, {:key, <<7::256>>}}]
@@ -25,6 +26,10 @@ defmodule Kith.PanicTest do
     secret = {:recovery_key, recovery_key}
     {:ok, {writer, backup_header}} = Native.backup_create(secret, {19_456, 2, 1})
     {:ok, reader} = Native.backup_open(backup_header, secret)
+    {:ok, {locked, unlocked}} = Native.account_lock(vault, "alice", "password", @cheap)
+    {:ok, {_, other}} = Native.account_lock(vault, "alice", "password", @cheap)
+    {:ok, {token, _}} = Native.account_token(vault, "alice", unlocked, 1)
+    {:ok, retired} = Native.account_retire(vault, alice.account, {"alice", unlocked})
 
     on_exit(fn -> for {nif, _arity} <- nifs(), do: :ok = Native.panic_arm("#{nif}", 0) end)
 
@@ -37,6 +42,11 @@ defmodule Kith.PanicTest do
       writer: writer,
       backup_header: backup_header,
       reader: reader,
+      locked: locked,
+      unlocked: unlocked,
+      other_unlocked: other,
+      token: token,
+      retired: retired,
       thread: {"thread", thread_key},
       field_vault: field_vault,
       lookup_key: lookup_key,
@@ -59,12 +69,46 @@ defmodule Kith.PanicTest do
   defp call(:self_open, c), do: Native.self_open(c.vault, c.account, "sealed")
   defp call(:thread_create, c), do: Native.thread_create(c.vault, "thread")
 
+  defp call(:account_lock, c), do: Native.account_lock(c.vault, "alice", "password", @cheap)
+
+  defp call(:account_relock, c),
+    do: Native.account_relock(c.vault, "alice", c.unlocked, "password", @cheap)
+
+  defp call(:account_unlock, c), do: Native.account_unlock(c.vault, "alice", c.locked, "password")
+  defp call(:account_costs, c), do: Native.account_costs(c.vault, "alice", c.locked)
+  defp call(:account_close, c), do: Native.account_close(c.other_unlocked)
+  defp call(:account_wrap, c), do: Native.account_wrap(c.vault, "alice", c.unlocked)
+  defp call(:account_token, c), do: Native.account_token(c.vault, "alice", c.unlocked, 1)
+  defp call(:account_open_token, c), do: Native.account_open_token(c.vault, "alice", c.token)
+
+  defp call(:account_rewrap, c),
+    do: Native.account_rewrap(c.vault, "alice", elem(c.account, 1), true)
+
+  defp call(:account_retire, c),
+    do: Native.account_retire(c.vault, c.account, {"alice", c.unlocked})
+
+  defp call(:account_retired, %{retired: {id, sealed}} = c),
+    do: Native.account_retired(c.vault, {"alice", c.unlocked}, id, sealed)
+
+  defp call(:thread_rewrap, c), do: Native.thread_rewrap(c.vault, "thread", elem(c.thread, 1))
+
+  defp call(:rows_reseal, c) do
+    rows = [{"kind", ["alice", 1], ["alice", 2], "not sealed"}, :no_row]
+    Native.rows_reseal(c.vault, c.account, {"alice", c.unlocked}, rows)
+  end
+
   defp call(:archive_seal, c),
-    do: Native.archive_seal(c.vault, c.thread, {"alice", 1}, @place, "content")
+    do: Native.archive_seal(c.vault, c.thread, c.account, {"alice", 1}, @place, "content")
 
   defp call(:archive_open, c) do
     rows = [{@place, "not sealed"}, :no_row]
-    Native.archive_open(c.vault, c.thread, {"alice", 1}, rows)
+    Native.archive_open(c.vault, c.thread, nil, {"alice", 1}, rows)
+  end
+
+  defp call(:archive_reseal, c) do
+    rows = [{{"alice", 1}, @place, "not sealed"}, :no_row]
+    accounts = {nil, {"alice", c.unlocked}}
+    Native.archive_reseal(c.vault, {c.thread, c.thread}, accounts, rows)
   end
 
   defp call(:field_vault_open, _), do: Native.field_vault_open("a", @ciphers)

@@ -62,7 +62,7 @@ defmodule Kith.RotationTest do
     options: options
   } do
     {:ok, _} = Kith.Signed.sign(kith, "a payload", audience: "billing")
-    {:ok, _} = Kith.Signed.rotate_service_key(kith, :signing)
+    {:ok, _} = Kith.Signed.rotate_service_key(kith)
     info = [info: "a record"]
     {public_key, _} = :crypto.generate_key(:eddh, :x25519)
     {:ok, sealed} = Kith.ClientKey.seal(kith, {:x25519, public_key}, "text", info)
