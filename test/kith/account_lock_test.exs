@@ -377,8 +377,7 @@ defmodule Kith.AccountLockTest do
   end
 
   defp replace_at(text, at) do
-    <<before::binary-size(at), character, rest::binary>> = text
-    other = if character == ?A, do: ?B, else: ?A
-    <<before::binary, other, rest::binary>>
+    other = if :binary.at(text, at) == ?A, do: "B", else: "A"
+    binary_part(text, 0, at) <> other <> from(text, at + 1)
   end
 end
