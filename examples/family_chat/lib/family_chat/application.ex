@@ -4,6 +4,8 @@ defmodule FamilyChat.Application do
 
   @impl true
   def start(_type, _args) do
+    FamilyChat.CrashReports.install()
+
     children =
       if(FamilyChat.Repo.postgres?(), do: [FamilyChat.Repo], else: []) ++
         [
