@@ -1,6 +1,7 @@
 import assert from "node:assert/strict"
 import {test} from "node:test"
 import {chat, whateverHappened} from "./support/chat.mjs"
+import {until} from "./support/until.mjs"
 
 let people
 
@@ -94,6 +95,17 @@ test("what is typed during an orderly restart arrives, too", async () => {
   await restarted
 
   for (const person of people) await person.live()
+  await everyoneHas(expected)
+})
+
+test("while another program holds the database nothing is lost, and the report of a crash does not say what was written", async () => {
+  const expected = new Map(people.slice(0, 3).map(person => [person, texts(person, "while it was held", 2)]))
+  const release = await the.server.hold()
+  const before = the.server.log().length
+  await Promise.all([...expected].map(([person, list]) => typeAll(person, list)))
+  // Long enough for the server to lose patience.
+  await until("a page crashes", () => the.server.log().slice(before).includes("Last message: :hidden"))
+  await release()
   await everyoneHas(expected)
 })
 

@@ -9,7 +9,10 @@ const [directory] = process.argv.slice(2)
 mkdirSync(directory, {recursive: true})
 
 const the = new Chat()
-const size = {viewport: {width: 1100, height: 720}, reducedMotion: "reduce"}
+// It is evening.
+const hours = (18 - new Date().getUTCHours() + 36) % 24 - 12
+const timezoneId = `Etc/GMT${hours > 0 ? "-" : "+"}${Math.abs(hours)}`
+const size = {viewport: {width: 1100, height: 720}, reducedMotion: "reduce", locale: "en-GB", timezoneId}
 
 // With fewer colours, where there is a tool for that.
 async function picture(person, name) {
@@ -64,7 +67,8 @@ try {
   await picture(anna, "family-conversation-dark")
   await anna.page.emulateMedia({colorScheme: "light"})
 
-  const phone = await the.person("anna", {viewport: {width: 390, height: 760}, isMobile: true, hasTouch: true, deviceScaleFactor: 1.5, reducedMotion: "reduce"}).arrive()
+  const touch = {viewport: {width: 390, height: 760}, isMobile: true, hasTouch: true, deviceScaleFactor: 1.5}
+  const phone = await the.person("anna", {...size, ...touch}).arrive()
   await phone.logIn()
   await phone.enter("Sunday dinner")
   await picture(phone, "phone")

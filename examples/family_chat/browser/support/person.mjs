@@ -88,18 +88,23 @@ export class Person {
     return this.path
   }
 
+  row(title) { return this.page.locator(".conversation", {has: this.page.locator(`.name:text-is("${title}")`)}) }
+
+  // The rows change places when a message arrives, and another one may be hit.
   async enter(title) {
-    await this.page.locator(".conversation", {has: this.page.locator(`.name:text-is("${title}")`)}).click()
-    await this.inConversation(title)
+    await until(`${this.name} is in ${title}`, async () => {
+      await this.row(title).click()
+      return this.inConversation(title, 3_000).then(() => true, () => false)
+    })
   }
 
-  async inConversation(title) { await this.page.waitForSelector(`.conversation-header h2:text-is("${title}")`) }
+  async inConversation(title, timeout = patience) {
+    await this.page.waitForSelector(`.conversation-header h2:text-is("${title}")`, {timeout})
+  }
 
   // The number beside a conversation, 0 where there is none.
   async unread(title) {
-    const row = this.page.locator(".conversation", {has: this.page.locator(`.name:text-is("${title}")`)})
-    const mark = row.locator(".unread")
-    return await mark.count() === 0 ? 0 : Number((await mark.textContent()).trim())
+    return this.row(title).evaluate(row => Number(row.querySelector(".unread")?.textContent ?? 0))
   }
 
   async seesUnread(title, count) {

@@ -86,6 +86,19 @@ export class Server {
     return rows.trim() === "" ? [] : JSON.parse(rows)
   }
 
+  // Keeps everyone else from writing, until what it returns is called.
+  async hold() {
+    const holder = spawn("sqlite3", ["-cmd", ".timeout 10000", this.database], {stdio: ["pipe", "pipe", "inherit"]})
+    const over = new Promise(over => holder.on("exit", over))
+    const held = new Promise(held => holder.stdout.once("data", held))
+    holder.stdin.write("BEGIN IMMEDIATE; SELECT 'held';\n")
+    await held
+    return () => {
+      holder.stdin.end("COMMIT;\n")
+      return over
+    }
+  }
+
   // The bytes of the database with its write-ahead log, and of all else that is in the folder but the key.
   files() {
     return readdirSync(this.folder)

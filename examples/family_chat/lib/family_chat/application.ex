@@ -5,6 +5,7 @@ defmodule FamilyChat.Application do
   @impl true
   def start(_type, _args) do
     Kith.Telemetry.attach_logger()
+    FamilyChat.CrashReports.install()
 
     children =
       if(FamilyChat.Repo.postgres?(), do: [FamilyChat.Repo], else: []) ++

@@ -251,7 +251,7 @@ defmodule FamilyChat.Chat do
 
   ## Opening
 
-  @doc "Opens all that waits for a user."
+  @doc "Opens all that waits for a user. `:later` when the machinery failed for some of it, else `:ok`."
   def open_waiting(user), do: open_all(user, Mailbox.waiting(user.id))
 
   # Nobody has told the other pages of the user.
@@ -259,13 +259,15 @@ defmodule FamilyChat.Chat do
     opened = Enum.map(envelope_ids, &open(user, &1))
     conversations = for {_what, conversation_id, _item} <- opened, uniq: true, do: conversation_id
     Enum.each(conversations, &Mailbox.broadcast_to_others(user.id, {:changed, &1}))
+    if Enum.any?(opened, &match?({:later, _, _}, &1)), do: :later, else: :ok
   end
 
   @doc """
   Opens one envelope of the mailbox.
 
-  `{:message, conversation_id, item}`, `{:unopened, conversation_id, item}` with a placeholder, or `:nothing`: it was a report, or another
-  page of the same user has opened it.
+  `{:message, conversation_id, item}`, `{:unopened, conversation_id, item}` with a placeholder, `{:again, conversation_id, nil}` when another
+  page of the same user has opened it, `{:later, conversation_id, nil}` when the machinery failed and it waits on, or `:nothing`:
+  it was a report.
   """
   def open(user, envelope_id) do
     case Mailbox.fetch(user.id, envelope_id) do
@@ -358,7 +360,7 @@ defmodule FamilyChat.Chat do
   defp unopened(_user, row, _envelope, %{reason: reason} = error)
        when reason in [:storage, :stale, :panic, :locked] do
     Logger.error("a message was not opened: #{Exception.message(error)}")
-    {:again, row.conversation_id, nil}
+    {:later, row.conversation_id, nil}
   end
 
   defp unopened(user, row, envelope, error) do

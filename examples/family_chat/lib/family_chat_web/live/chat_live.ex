@@ -15,6 +15,9 @@ defmodule FamilyChatWeb.ChatLive do
   # Milliseconds after which somebody is not typing any more.
   @typing 4_000
 
+  # And after which what could not be opened is tried again.
+  @later 5_000
+
   @impl true
   def mount(_params, _session, socket) do
     user = socket.assigns.user
@@ -340,15 +343,22 @@ defmodule FamilyChatWeb.ChatLive do
 
   @impl true
   def handle_info(:catch_up, socket) do
-    Chat.open_waiting(socket.assigns.user)
+    if Chat.open_waiting(socket.assigns.user) == :later, do: catch_up_later()
     Chat.flush(socket.assigns.user)
     {:noreply, socket |> refresh_timeline() |> read()}
   end
 
   def handle_info({:envelope, id}, socket) do
     case Chat.open(socket.assigns.user, id) do
-      :nothing -> {:noreply, socket}
-      {what, conversation_id, item} -> {:noreply, arrived(socket, what, conversation_id, item)}
+      :nothing ->
+        {:noreply, socket}
+
+      {:later, _conversation_id, nil} ->
+        catch_up_later()
+        {:noreply, socket}
+
+      {what, conversation_id, item} ->
+        {:noreply, arrived(socket, what, conversation_id, item)}
     end
   end
 
@@ -403,6 +413,8 @@ defmodule FamilyChatWeb.ChatLive do
     do: {:noreply, assign(socket, online: Presence.apply_diff(socket.assigns.online, diff))}
 
   def handle_info(_other, socket), do: {:noreply, socket}
+
+  defp catch_up_later, do: Process.send_after(self(), :catch_up, @later)
 
   defp arrived(socket, what, id, item) do
     socket =
