@@ -22,6 +22,7 @@ defmodule Kith.Error do
   | `:not_registered` | the user has no keys here | `Kith.register/3` or `Kith.publish_bundle/3` |
   | `:storage` | the database failed | look at the database; nothing was changed, unless it was lost while committing |
   | `:busy` | more passwords are to be hashed than `Kith.Password` works on | answer "try again in a moment"; count it as no failed attempt |
+  | `:unavailable` | the key service does not answer, and the data key this needs is not open | bring the key service back; call again; nothing was changed |
   | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
   """
 
@@ -42,6 +43,7 @@ defmodule Kith.Error do
     :not_registered,
     :storage,
     :busy,
+    :unavailable,
     :panic
   ]
 
@@ -63,6 +65,7 @@ defmodule Kith.Error do
           | :not_registered
           | :storage
           | :busy
+          | :unavailable
           | :panic
 
   @typedoc "`:detail` is for people who read logs: never match on it."
@@ -142,6 +145,10 @@ defmodule Kith.Error do
 
   defp describe(:busy),
     do: "more passwords wait to be hashed than there is room for; try again in a moment"
+
+  defp describe(:unavailable),
+    do:
+      "the key service does not answer and nothing was changed; look at the service, then call again"
 
   defp describe(:panic),
     do:

@@ -4,10 +4,16 @@ defmodule Kith.Instance do
   # for as long as the instance runs.
 
   alias Kith.{Error, Native, Options, Telemetry}
+  alias Kith.KMS.Client
   alias Kith.Store.Repo
 
+  # In a process whose transaction can begin anew: what a native function lacks is thrown, and got when the transaction is
+  # undone. A call is about an account and a thread, or a few; beyond that it is got in place.
+  @cold {__MODULE__, :cold}
+  @restarts 8
+
   @enforce_keys [:name, :repo, :vault, :options]
-  defstruct [:name, :repo, :vault, :options, :stamps, timeline?: false]
+  defstruct [:name, :repo, :vault, :options, :stamps, kms: nil, timeline?: false]
 
   @type t :: %__MODULE__{
           name: term,
@@ -15,6 +21,7 @@ defmodule Kith.Instance do
           vault: reference,
           options: Options.t(),
           stamps: :atomics.atomics_ref(),
+          kms: nil | :current | :retired,
           timeline?: boolean
         }
 
@@ -38,7 +45,38 @@ defmodule Kith.Instance do
   """
   @spec transaction(t, (Repo.repo() -> {result, [Telemetry.recorded()]})) :: result
         when result: {:ok, term} | {:error, Error.t()}
-  def transaction(%__MODULE__{repo: repo, options: options} = instance, fun) do
+  def transaction(%__MODULE__{kms: nil} = instance, fun), do: attempt(instance, fun)
+
+  def transaction(%__MODULE__{repo: repo} = instance, fun) do
+    # A transaction of the application's is not ours to begin anew.
+    if Repo.in_transaction?(repo),
+      do: attempt(instance, fun),
+      else: warming(instance, fun, @restarts)
+  end
+
+  defp warming(instance, fun, 0), do: attempt(instance, fun)
+
+  defp warming(instance, fun, restarts) do
+    Process.put(@cold, true)
+
+    outcome =
+      try do
+        attempt(instance, fun)
+      catch
+        :throw, {@cold, need} -> {@cold, need}
+      after
+        Process.delete(@cold)
+      end
+
+    with {@cold, need} <- outcome do
+      case Client.warm(instance, need) do
+        :ok -> warming(instance, fun, restarts - 1)
+        {:error, reason} -> {:error, Error.new(reason)}
+      end
+    end
+  end
+
+  defp attempt(%__MODULE__{repo: repo, options: options} = instance, fun) do
     case Repo.transaction(repo, options.max_attempts, fn -> {:ok, fun.(repo)} end) do
       {:ok, {result, records}} ->
         Telemetry.emit(records)
@@ -101,8 +139,21 @@ defmodule Kith.Instance do
 
   @doc "Calls a native function that opens or seals: the vault comes first."
   @spec sealed(t, atom, [term]) :: term
-  def sealed(instance, function, arguments),
-    do: native(instance, function, [instance.vault | arguments])
+  def sealed(instance, function, arguments, attempts \\ 3) do
+    case native(instance, function, [instance.vault | arguments]) do
+      {:error, :cold} ->
+        need = Client.need(function, arguments)
+        # A call to a key service while the database waits would make all others wait too.
+        if Process.get(@cold), do: throw({@cold, need})
+
+        with :ok <-
+               if(attempts > 0, do: Client.warm(instance, need), else: {:error, :unavailable}),
+             do: sealed(instance, function, arguments, attempts - 1)
+
+      result ->
+        result
+    end
+  end
 
   @doc false
   def register(%__MODULE__{name: name} = instance),

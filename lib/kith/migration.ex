@@ -5,10 +5,10 @@ defmodule Kith.Migration do
   The embedded database is migrated when its instance starts. With `:repo` the application owns its database, and an
   instance does not start on one that is not migrated. `mix kith.gen.migration` writes the migration for Ecto:
 
-      defmodule MyApp.Repo.Migrations.KithV2 do
+      defmodule MyApp.Repo.Migrations.KithV3 do
         use Ecto.Migration
 
-        def up, do: Kith.Migration.up(version: 2)
+        def up, do: Kith.Migration.up(version: 3)
         def down, do: Kith.Migration.down(version: 1)
       end
 
@@ -24,7 +24,7 @@ defmodule Kith.Migration do
 
   @compile {:no_warn_undefined, Ecto.Migration}
 
-  @versions %{1 => Kith.Migration.V1, 2 => Kith.Migration.V2}
+  @versions %{1 => Kith.Migration.V1, 2 => Kith.Migration.V2, 3 => Kith.Migration.V3}
   @current Enum.max(Map.keys(@versions))
 
   # Any number that is the same on all nodes: "kith" in ASCII.

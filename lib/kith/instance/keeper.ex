@@ -3,15 +3,16 @@ defmodule Kith.Instance.Keeper do
   # Makes the instance known under its name once its database is ready, and keeps it known.
   use GenServer
 
-  alias Kith.{Installation, Instance, Migration}
+  alias Kith.{Installation, Instance, Migration, Native, Options}
 
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
-  def init({options, vault, repo}) do
+  def init({options, {vault, kms}, repo}) do
     instance = %Instance{
       name: options.name,
       repo: repo,
       vault: vault,
+      kms: kms,
       options: options,
       stamps: :atomics.new(2, signed: false)
     }
@@ -22,6 +23,7 @@ defmodule Kith.Instance.Keeper do
     with :ok <- migrated(options, repo),
          {:ok, _found, instance} <- Installation.check(instance),
          {:ok, _} <- Instance.register(instance) do
+      if kms, do: sweep_later(instance)
       {:ok, instance}
     else
       {:error, reason} -> {:stop, reason}
@@ -31,6 +33,20 @@ defmodule Kith.Instance.Keeper do
   # The embedded database is ours alone. A repository is migrated by the application that owns it.
   defp migrated(%{repo: nil}, repo), do: Migration.run(repo)
   defp migrated(_options, repo), do: Migration.verify(repo)
+
+  # A data key that nobody uses any more must not stay open.
+  def handle_info(:sweep, instance) do
+    Native.kms_sweep(instance.vault)
+    sweep_later(instance)
+    {:noreply, instance}
+  end
+
+  def handle_info(_message, instance), do: {:noreply, instance}
+
+  defp sweep_later(%{options: options}) do
+    lifetime = Options.key_limits(options).lifetime
+    Process.send_after(self(), :sweep, max(500, div(lifetime, 4)))
+  end
 
   # A copy that was made while this ran is older than what is left behind.
   def terminate(reason, instance)

@@ -3,7 +3,7 @@ defmodule Kith.Store.ArchivedMessages do
   # signal_threads and signal_archived_messages: the data keys of conversations and what is sealed under them.
 
   alias Kith.Address
-  alias Kith.Store.{Repo, SQL}
+  alias Kith.Store.{Repo, SQL, WrappedKey}
 
   # SQLite keeps anything in any column. What cannot have been written here is left out: it has no place in the order
   # of the others, and nobody could page past it. Its blobs come after all else, so $6 is an empty one.
@@ -39,11 +39,13 @@ defmodule Kith.Store.ArchivedMessages do
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_thread(repo, thread, data_key, now) do
     sql = """
-    INSERT INTO kith.signal_threads (thread_id, data_key, created_at) VALUES ($1, $2, $3)
+    INSERT INTO kith.signal_threads
+      (thread_id, data_key, created_at, key_id, wrapped_dek, kek_id, kek_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (thread_id) DO NOTHING
     """
 
-    Repo.execute(repo, sql, [thread, {:blob, data_key}, now])
+    Repo.execute(repo, sql, [thread, {:blob, data_key}, now | WrappedKey.columns(data_key)])
   end
 
   @doc "A message that is there already stays as it is."

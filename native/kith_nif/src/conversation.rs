@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use std::sync::Arc;
+
 use kith_protocol::{
     Entry, EntryGroup, EntryPosition, IdentityKey, IdentityKeyPair, LocalDevice, ProtocolAddress,
     RemoteDevice, Session, SessionId, SessionRecord, TrustOnFirstUse, Version,
@@ -93,7 +95,7 @@ pub(crate) enum Known {
 
 /// A device with the opened data key of its user.
 pub(crate) struct Owner {
-    data_key: DataKey,
+    data_key: Arc<DataKey>,
     pub(crate) address: ProtocolAddress,
 }
 
@@ -105,7 +107,7 @@ impl Owner {
         })
     }
 
-    pub(crate) const fn data_key(&self) -> &DataKey {
+    pub(crate) fn data_key(&self) -> &DataKey {
         &self.data_key
     }
 

@@ -195,7 +195,7 @@ fn seal_identity(
 ) -> Result<Identity, Reason> {
     let public = identity.identity_key();
     let sealed = seal_pair(
-        &vault.account_key(account)?,
+        &*vault.account_key(account)?,
         rng,
         &identity_context(user(account)?, device),
         public.public_key(),
@@ -248,7 +248,12 @@ fn identity_share<'a>(
 ) -> Term<'a> {
     seam::call(env, "identity_share", || {
         let account = account.get()?;
-        let identity = open_identity(&vault.account_key(account)?, user(account)?, other, &sealed)?;
+        let identity = open_identity(
+            &*vault.account_key(account)?,
+            user(account)?,
+            other,
+            &sealed,
+        )?;
         seal_identity(&vault, account, device, &mut random()?, &identity)
     })
 }

@@ -7,6 +7,7 @@ mod atoms;
 mod conversation;
 mod device;
 mod import;
+mod kms;
 mod password;
 mod reason;
 mod safety_number;

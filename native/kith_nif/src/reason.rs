@@ -21,7 +21,10 @@ pub(crate) enum Reason {
     NotRegistered,
     Storage,
     Busy,
+    Unavailable,
     Panic,
+    /// Takes a call to a key service first. It never leaves `Kith.Instance`, and so is none of the set.
+    Cold,
 }
 
 mod atoms {
@@ -42,14 +45,16 @@ mod atoms {
         not_registered,
         storage,
         busy,
+        unavailable,
         panic,
+        cold,
         invalid,
     }
 }
 
 impl Reason {
     /// The whole set, for the test that compares it with Elixir's.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::SessionNotFound,
         Self::Duplicate,
         Self::Tampered,
@@ -66,6 +71,7 @@ impl Reason {
         Self::NotRegistered,
         Self::Storage,
         Self::Busy,
+        Self::Unavailable,
         Self::Panic,
     ];
 
@@ -87,7 +93,9 @@ impl Reason {
             Self::NotRegistered => atoms::not_registered(),
             Self::Storage => atoms::storage(),
             Self::Busy => atoms::busy(),
+            Self::Unavailable => atoms::unavailable(),
             Self::Panic => atoms::panic(),
+            Self::Cold => atoms::cold(),
         }
     }
 }

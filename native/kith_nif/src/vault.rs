@@ -1,22 +1,23 @@
 //! The vault and the accounts whose data keys it wraps.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use getrandom::SysRng;
-use kith_vault::{ConfigError, Context, DataKey, KeyId, Source, VaultError};
+use kith_vault::{ConfigError, Context, DataKey, KeyId, VaultError};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rustler::{Atom, Binary, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term};
-use zeroize::Zeroizing;
+use rustler::{Binary, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term};
 
+use crate::kms::{LimitsTerm, Services, SourceTerm};
 use crate::reason::{Invalid, Reason};
+use crate::seam;
 use crate::terms::Row;
-use crate::{atoms, seam};
 
 /// The key-encryption keys, for as long as Elixir holds the reference.
-pub(crate) struct Vault(kith_vault::Vault);
+pub(crate) struct Vault {
+    pub(crate) keys: kith_vault::Vault,
+    pub(crate) services: Services,
+}
 
 #[rustler::resource_impl]
 impl Resource for Vault {}
@@ -29,18 +30,24 @@ pub(crate) type Thread<'a> = (Binary<'a>, Binary<'a>);
 
 impl Vault {
     /// Opens the data key of an account.
-    pub(crate) fn account_key(&self, (user, wrapped): &Account<'_>) -> Result<DataKey, Reason> {
-        Ok(self.0.open_data_key(&account_context(user), wrapped)?)
+    pub(crate) fn account_key(
+        &self,
+        (user, wrapped): &Account<'_>,
+    ) -> Result<Arc<DataKey>, Reason> {
+        Ok(self.keys.open_data_key(&account_context(user), wrapped)?)
     }
 
     /// Opens the data key of a thread.
-    pub(crate) fn thread_key(&self, (thread, wrapped): &Thread<'_>) -> Result<DataKey, Reason> {
-        Ok(self.0.open_data_key(&thread_context(thread), wrapped)?)
+    pub(crate) fn thread_key(
+        &self,
+        (thread, wrapped): &Thread<'_>,
+    ) -> Result<Arc<DataKey>, Reason> {
+        Ok(self.keys.open_data_key(&thread_context(thread), wrapped)?)
     }
 
     /// Draws a data key and wraps it for a place.
     pub(crate) fn create_key(&self, context: &Context) -> Result<Vec<u8>, Reason> {
-        Ok(self.0.create_data_key(&mut SysRng, context)?)
+        Ok(self.keys.create_data_key(&mut SysRng, context)?)
     }
 }
 
@@ -54,7 +61,7 @@ pub(crate) fn user<'a>((user, _): &'a Account<'_>) -> Result<&'a str, Reason> {
     std::str::from_utf8(user).map_err(|_| Reason::Malformed)
 }
 
-fn account_context(user: &Binary<'_>) -> Context {
+pub(crate) fn account_context(user: &Binary<'_>) -> Context {
     Context::new("data-key").bytes(user.as_slice())
 }
 
@@ -74,6 +81,8 @@ impl From<VaultError> for Reason {
             VaultError::TooLarge => Self::TooLarge,
             // A machine without random numbers is broken, as a program that panics is.
             VaultError::Random => Self::Panic,
+            VaultError::Cold => Self::Cold,
+            VaultError::Unavailable => Self::Unavailable,
         }
     }
 }
@@ -94,41 +103,32 @@ impl<T: AsRef<[u8]>> Encoder for Bytes<T> {
 }
 
 /// Opens a vault. Keys are read here, from `{:env, name}` or `{:file, path}`, so that none becomes a
-/// term; `{:key, bytes}` is for tests.
+/// term; `{:key, bytes}` is for tests. See [`crate::kms`] for the others.
 #[rustler::nif(schedule = "DirtyIo")]
 fn vault_open<'a>(
     env: Env<'a>,
     current: &str,
-    keys: Vec<(&str, (Atom, Binary<'a>))>,
+    keys: Vec<(&str, Term<'a>)>,
+    limits: LimitsTerm,
 ) -> NifResult<Term<'a>> {
     let keys = keys
         .into_iter()
-        .map(|(id, source)| Ok((id, source_of(source)?)))
+        .map(|(id, source)| Ok((id, SourceTerm::decode(source)?)))
         .collect::<NifResult<Vec<_>>>()?;
 
     Ok(seam::call(env, "vault_open", || {
+        let mut services = Services::new(&limits);
         let keys = keys
             .into_iter()
-            .map(|(id, source)| Ok((KeyId::new(id)?, source)))
-            .collect::<Result<Vec<_>, ConfigError>>()?;
-        let vault = kith_vault::Vault::new(KeyId::new(current)?, keys)?;
-        Ok::<_, Invalid>(ResourceArc::new(Vault(vault)))
+            .map(|(id, source)| {
+                let id = KeyId::new(id)?;
+                let source = source.open(&id, &mut services)?;
+                Ok((id, source))
+            })
+            .collect::<Result<Vec<_>, Invalid>>()?;
+        let keys = kith_vault::Vault::new(KeyId::new(current)?, keys)?.with_cache(limits.cache());
+        Ok::<_, Invalid>(ResourceArc::new(Vault { keys, services }))
     }))
-}
-
-fn source_of((kind, value): (Atom, Binary<'_>)) -> NifResult<Source> {
-    if kind == atoms::env() {
-        let name = std::str::from_utf8(value.as_slice()).map_err(|_| rustler::Error::BadArg)?;
-        Ok(Source::Env(name.to_owned()))
-    } else if kind == atoms::file() {
-        Ok(Source::File(PathBuf::from(OsStr::from_bytes(
-            value.as_slice(),
-        ))))
-    } else if kind == atoms::key() {
-        Ok(Source::Key(Zeroizing::new(value.as_slice().to_vec())))
-    } else {
-        Err(rustler::Error::BadArg)
-    }
 }
 
 /// Draws the data key of a new account and wraps it.

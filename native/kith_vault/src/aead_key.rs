@@ -5,7 +5,7 @@ use aes_gcm::{
 use rand_core::TryCryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::error::VaultError;
+use crate::{error::VaultError, memory::LockedKey};
 
 pub(crate) const KEY_BYTES: usize = 32;
 pub(crate) const NONCE_BYTES: usize = 12;
@@ -15,11 +15,31 @@ pub(crate) const TAG_BYTES: usize = 16;
 ///
 /// The round keys and the key of GHASH lie behind a `Box` and are zeroized on drop; the 32 bytes themselves are not
 /// kept.
-pub(crate) struct AeadKey(Box<Aes256Gcm>);
+pub(crate) struct AeadKey(Place);
+
+enum Place {
+    /// For the time of a call.
+    Heap(Box<Aes256Gcm>),
+    /// For longer.
+    Page(LockedKey),
+}
 
 impl AeadKey {
     pub(crate) fn new(key: &[u8; KEY_BYTES]) -> Self {
-        Self(Box::new(Aes256Gcm::new(key.into())))
+        Self(Place::Heap(Box::new(Aes256Gcm::new(key.into()))))
+    }
+
+    /// A key that is held beyond the call, in memory that is locked where the system allows it.
+    pub(crate) fn held(key: &[u8; KEY_BYTES]) -> Self {
+        Self(Place::Page(LockedKey::new(Aes256Gcm::new(key.into()))))
+    }
+
+    fn cipher(&self) -> Result<&Aes256Gcm, VaultError> {
+        match &self.0 {
+            Place::Heap(cipher) => Ok(cipher),
+            // It is there until the page is dropped.
+            Place::Page(page) => page.get().ok_or(VaultError::CorruptedState),
+        }
     }
 
     /// Appends `nonce ‖ AES-256-GCM[key](nonce, associated data, plaintext) ‖ tag` to `blob`, with a random nonce.
@@ -32,6 +52,7 @@ impl AeadKey {
         plaintext: &[u8],
         blob: &mut Vec<u8>,
     ) -> Result<(), VaultError> {
+        let cipher = self.cipher()?;
         debug_assert!(blob.capacity() - blob.len() >= NONCE_BYTES + plaintext.len() + TAG_BYTES);
 
         let mut nonce = Nonce::<Aes256Gcm>::default();
@@ -42,9 +63,7 @@ impl AeadKey {
         let start = blob.len();
         blob.extend_from_slice(plaintext);
         let (_, text) = blob.split_at_mut(start);
-        let sealed = self
-            .0
-            .encrypt_inout_detached(&nonce, associated_data, text.into());
+        let sealed = cipher.encrypt_inout_detached(&nonce, associated_data, text.into());
         let Ok(tag) = sealed else {
             text.zeroize();
             return Err(VaultError::TooLarge);
@@ -60,7 +79,7 @@ impl AeadKey {
         sealed: &Sealed<'_>,
     ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         let mut text = Zeroizing::new(sealed.ciphertext.to_vec());
-        self.0
+        self.cipher()?
             .decrypt_inout_detached(
                 <&Nonce<Aes256Gcm>>::from(sealed.nonce),
                 associated_data,
@@ -73,7 +92,7 @@ impl AeadKey {
 
     #[cfg(test)]
     pub(crate) fn address(&self) -> *const u8 {
-        (&raw const *self.0).cast()
+        std::ptr::from_ref(self.cipher().unwrap()).cast()
     }
 }
 
@@ -121,13 +140,22 @@ mod tests {
         let memory = |address: *const u8| {
             let mut bytes = [0; size_of::<Aes256Gcm>()];
             let file = File::open("/proc/self/mem").unwrap();
-            file.read_exact_at(&mut bytes, address as u64).unwrap();
-            bytes
+            let read = file.read_exact_at(&mut bytes, address as u64);
+            read.is_ok().then_some(bytes)
         };
 
-        let key = AeadKey::new(&[0x5a; KEY_BYTES]);
+        for key in [
+            AeadKey::new(&[0x5a; KEY_BYTES]),
+            AeadKey::held(&[0x5a; KEY_BYTES]),
+        ] {
+            erased(key, &memory);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn erased(key: AeadKey, memory: &dyn Fn(*const u8) -> Option<[u8; size_of::<Aes256Gcm>()]>) {
         let address = key.address();
-        let alive = memory(address);
+        let alive = memory(address).unwrap();
         // The round keys of AES-256 alone are 240 bytes.
         assert!(alive.iter().filter(|&&byte| byte != 0).count() > 200);
 
@@ -136,7 +164,10 @@ mod tests {
         drop(moved);
 
         // The allocator keeps two words of its own at the start of freed memory.
-        let dropped = memory(address);
+        // A page may have been given back.
+        let Some(dropped) = memory(address) else {
+            return;
+        };
         let left = alive
             .iter()
             .zip(&dropped)

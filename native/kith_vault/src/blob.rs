@@ -5,6 +5,7 @@ use crate::{
     data_key::DataKeyId,
     error::VaultError,
     key_id::KeyId,
+    service::{ServiceCiphertext, ServiceKey},
 };
 
 /// The id of the data key that sealed a row. The id is not authenticated until the row opens.
@@ -63,7 +64,18 @@ pub(crate) struct WrappedDataKey<'a> {
     pub(crate) data_key_id: DataKeyId,
     /// The bytes of the id as they stand there. Most are compared with known ids and need no checking.
     pub(crate) key_encryption_key_id: &'a [u8],
+    /// Of one that was wrapped with the help of a key service.
+    pub(crate) service: Option<ServicePart<'a>>,
     pub(crate) sealed: Sealed<'a>,
+}
+
+/// What a key service contributed to a wrapped data key.
+pub(crate) struct ServicePart<'a> {
+    pub(crate) key_version: u32,
+    pub(crate) key_id: &'a [u8],
+    pub(crate) wrapped: &'a [u8],
+    /// Of the key that seals the data key.
+    pub(crate) ciphertext: &'a [u8],
 }
 
 impl<'a> WrappedDataKey<'a> {
@@ -84,6 +96,40 @@ impl<'a> WrappedDataKey<'a> {
         blob
     }
 
+    /// The header of one that a key service helps to wrap. The parts have at most as many bytes as [`ServiceKey`] and
+    /// [`ServiceCiphertext`] allow, which their lengths have room for.
+    pub(crate) fn service_header(
+        data_key_id: DataKeyId,
+        key_encryption_key_id: &KeyId,
+        key: &ServiceKey,
+        ciphertext: &ServiceCiphertext,
+    ) -> Vec<u8> {
+        let id = key_encryption_key_id.as_str().as_bytes();
+        let parts = key.id.len() + key.wrapped.len() + ciphertext.bytes.len();
+        let mut blob = Vec::with_capacity(
+            WRAP_FIXED_HEADER_BYTES
+                + id.len()
+                + SERVICE_FIXED_BYTES
+                + parts
+                + Sealed::OVERHEAD
+                + KEY_BYTES,
+        );
+        blob.extend_from_slice(&[VERSION, WRAP_SERVICE]);
+        blob.extend_from_slice(&data_key_id.to_bytes());
+        blob.extend(u8::try_from(id.len()));
+        blob.extend_from_slice(id);
+        blob.extend_from_slice(&ciphertext.key_version.to_be_bytes());
+        for part in [
+            key.id.as_bytes(),
+            key.wrapped.as_slice(),
+            ciphertext.bytes.as_slice(),
+        ] {
+            blob.extend(u16::try_from(part.len()).unwrap_or_default().to_be_bytes());
+            blob.extend_from_slice(part);
+        }
+        blob
+    }
+
     pub(crate) fn key_encryption_key_id(&self) -> Result<KeyId, VaultError> {
         let id =
             str::from_utf8(self.key_encryption_key_id).map_err(|_| VaultError::CorruptedState)?;
@@ -92,20 +138,78 @@ impl<'a> WrappedDataKey<'a> {
 
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (fixed, _) = bytes.split_first_chunk::<WRAP_FIXED_HEADER_BYTES>()?;
-        let [VERSION, WRAP_AES_256_GCM, data_key_id @ .., id_length] = *fixed else {
+        let [VERSION, algorithm, data_key_id @ .., id_length] = *fixed else {
             return None;
         };
-        let (header, rest) = bytes.split_at_checked(fixed.len() + usize::from(id_length))?;
-        let (_, key_encryption_key_id) = header.split_at_checked(fixed.len())?;
+        let (head, mut rest) = bytes.split_at_checked(fixed.len() + usize::from(id_length))?;
+        let (_, key_encryption_key_id) = head.split_at_checked(fixed.len())?;
+        let service = match algorithm {
+            WRAP_AES_256_GCM => None,
+            WRAP_SERVICE => Some(ServicePart::split(&mut rest)?),
+            _ => return None,
+        };
+        let (header, rest) = bytes.split_at_checked(bytes.len() - rest.len())?;
         let sealed =
             Sealed::from_bytes(rest).filter(|sealed| sealed.ciphertext_len() == KEY_BYTES)?;
         Some(Self {
             header,
             data_key_id: DataKeyId::from_bytes(data_key_id),
             key_encryption_key_id,
+            service,
             sealed,
         })
     }
+}
+
+impl<'a> ServicePart<'a> {
+    fn split(rest: &mut &'a [u8]) -> Option<Self> {
+        let (version, after) = rest.split_first_chunk()?;
+        *rest = after;
+        let mut part = || {
+            let (length, after) = rest.split_first_chunk()?;
+            let (part, after) = after.split_at_checked(u16::from_be_bytes(*length).into())?;
+            *rest = after;
+            Some(part)
+        };
+        Some(Self {
+            key_version: u32::from_be_bytes(*version),
+            key_id: part()?,
+            wrapped: part()?,
+            ciphertext: part()?,
+        })
+    }
+}
+
+/// What stands in a wrapped data key for everybody to read. None of it is authenticated until the data key opens.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct WrappedKeyInfo {
+    /// The key-encryption key.
+    pub key_encryption_key_id: KeyId,
+    /// The data key's own id.
+    pub data_key_id: DataKeyId,
+    /// The key of a key service, its version and the key as the service keeps it; `None` of a data key wrapped here.
+    pub service: Option<(String, u32, Vec<u8>)>,
+}
+
+/// What stands in a wrapped data key.
+///
+/// # Errors
+///
+/// [`VaultError::CorruptedState`] if the bytes are not laid out as a wrapped data key.
+pub fn wrapped_key_info(wrapped: &[u8]) -> Result<WrappedKeyInfo, VaultError> {
+    let wrapped = WrappedDataKey::from_bytes(wrapped)?;
+    let service = match &wrapped.service {
+        None => None,
+        Some(part) => {
+            let id = str::from_utf8(part.key_id).map_err(|_| VaultError::CorruptedState)?;
+            Some((id.to_owned(), part.key_version, part.wrapped.to_vec()))
+        }
+    };
+    Ok(WrappedKeyInfo {
+        key_encryption_key_id: wrapped.key_encryption_key_id()?,
+        data_key_id: wrapped.data_key_id,
+        service,
+    })
 }
 
 /// The version of both layouts.
@@ -117,6 +221,12 @@ const ROW_AES_256_GCM: u8 = 0x01;
 
 /// A data key under a key-encryption key.
 const WRAP_AES_256_GCM: u8 = 0x10;
+
+/// A data key under a key of its own, which a key service encrypted.
+const WRAP_SERVICE: u8 = 0x11;
+
+/// The version of the service's key, and three lengths.
+const SERVICE_FIXED_BYTES: usize = 4 + 3 * 2;
 
 /// Version, algorithm and data key id.
 const ROW_HEADER_BYTES: usize = 2 + DataKeyId::BYTES;

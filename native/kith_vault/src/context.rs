@@ -1,5 +1,7 @@
 use std::fmt;
 
+use blake2::{Blake2b, Digest, digest::consts::U32};
+
 /// What a blob is and where it belongs: a kind and an ordered list of fields.
 ///
 /// The context is authenticated with the blob and stored nowhere. Opening succeeds only with the context of sealing, so
@@ -36,6 +38,21 @@ impl Context {
     #[must_use]
     pub fn number(self, field: u64) -> Self {
         self.bytes(field.to_be_bytes())
+    }
+
+    /// BLAKE2b-256 of the context: its name to a key service, which it tells nothing that cannot be guessed.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        Blake2b::<U32>::digest(&self.encoded).into()
+    }
+
+    /// The same as text, 64 hexadecimal digits.
+    pub(crate) fn place(&self) -> String {
+        let digits = self.fingerprint().into_iter();
+        digits.map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    pub(crate) fn encoded(&self) -> &[u8] {
+        &self.encoded
     }
 
     /// `header ‖ context`, the associated data of the AEAD. Every header tells its own length, which keeps the two apart.

@@ -29,6 +29,14 @@ impl DataKey {
         }
     }
 
+    /// One that is kept open beyond the call.
+    pub(crate) fn held(id: DataKeyId, key: &[u8; KEY_BYTES]) -> Self {
+        Self {
+            id,
+            key: AeadKey::held(key),
+        }
+    }
+
     /// The id that rows sealed under this key carry.
     #[must_use]
     pub fn id(&self) -> DataKeyId {

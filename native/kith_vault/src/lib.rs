@@ -7,7 +7,7 @@
 //! # The hierarchy
 //!
 //! ```text
-//! key-encryption key (KEK)   from the operator: environment, file
+//! key-encryption key (KEK)   from the operator: environment, file, passphrase; or with a key service
 //!   wraps → data key         one per account, later one per conversation; stored wrapped
 //!     seals → rows           identity keys, prekeys, sessions, skipped keys, ...
 //! ```
@@ -50,7 +50,7 @@
 //!
 //! # Formats
 //!
-//! Both blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
+//! All blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
 //! header, which is everything before the nonce, is authenticated together with the context. Numbers are big-endian.
 //!
 //! ## Sealed row, 38 bytes more than its plaintext
@@ -77,9 +77,28 @@
 //! | 23 + k | 32 | ciphertext | of the data key |
 //! | 55 + k | 16 | tag | of AES-256-GCM |
 //!
+//! ## Data key wrapped with the help of a key service
+//!
+//! The service encrypts a key that is drawn for this one wrapping; the ciphertext at the end is under that key, which
+//! binds the data key to its place whatever the service authenticates.
+//!
+//! | bytes | field | value |
+//! | --- | --- | --- |
+//! | 1 | format version | `0x01` |
+//! | 1 | algorithm | `0x11`: AES-256-GCM under a key that a key service encrypted |
+//! | 8 | data key id | random, drawn with the data key, kept for its life |
+//! | 1 + k | key-encryption key id | its length k, 1 to 64, then visible ASCII |
+//! | 4 | key version | of the service's key, 1 of a service without versions |
+//! | 2 + n | key id of the service | its length n, 1 to 255, then visible ASCII |
+//! | 2 + w | wrapped key | as the service keeps its key, w at most 4,096; nothing here opens it |
+//! | 2 + c | encrypted key | what the service encrypted, c at most 1,024 |
+//! | 12 | nonce | random |
+//! | 32 | ciphertext | of the data key |
+//! | 16 | tag | of AES-256-GCM |
+//!
 //! ## Associated data
 //!
-//! The associated data of both is the header followed by the encoded [`Context`]:
+//! The associated data of all is the header followed by the encoded [`Context`]:
 //!
 //! | bytes | field | value |
 //! | --- | --- | --- |
@@ -110,17 +129,17 @@
 //! Everything else that is written gives [`VaultError`], which says nothing about why a blob did not open.
 //!
 //! The process, its memory and its user are trusted. Keys live behind a `Box` and are zeroized when dropped, so a move
-//! leaves no copy on the heap. Copies that the compiler or the kernel makes in registers, on the stack, in swap or in a
+//! leaves no copy on the heap. Those that are held beyond a call, the key-encryption keys and the data keys kept open, lie on
+//! pages of their own, locked into memory where the system allows it; [`memory_lock_refused`] says when it did not. Copies that the compiler or the kernel makes in registers, on the stack, in swap or in a
 //! core file are outside what this crate can erase. A key in an environment variable stays readable to the process, its
 //! children and its user in `/proc`; a file of mode 0400 is the better source.
 //!
 //! AES-GCM does not commit to its key: someone who knows two keys can make one blob that opens under both. Here keys are
-//! random and named in the blob, so nobody outside gains from it. A key derived from a password would need a commitment.
+//! random and named in the blob, so nobody outside gains from it. A key derived from a passphrase is one of few that can be
+//! guessed; whoever wants to try them needs the salt, and has with it a check to try them against in any case.
 //!
 //! # What comes later, and where
 //!
-//! - Passphrases (Argon2id) and an external key service: new algorithm bytes (`0x11` and up) of the wrapped data key,
-//!   with their parameters in the header, and new variants of [`Source`].
 //! - Rotation: `rewrap`, beside [`Vault::create_data_key`], for key-encryption keys; [`wrapped_by`] finds what is left
 //!   to do. For data keys, [`sealed_by`] tells old rows from new ones, so nothing depends on an order.
 //! - Cloak's format: a reader of its own, beside the module of the blob layouts, since its first byte has another
@@ -135,17 +154,25 @@ mod data_key;
 mod error;
 mod key_encryption_key;
 mod key_id;
+mod memory;
+mod open_keys;
+mod passphrase;
 mod password;
+mod service;
 mod source;
 mod vault;
 
-pub use blob::{sealed_by, wrapped_by};
+pub use blob::{WrappedKeyInfo, sealed_by, wrapped_by, wrapped_key_info};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
 pub use error::{ConfigError, KeyDefect, PasswordError, VaultError};
 pub use key_id::KeyId;
+pub use memory::memory_lock_refused;
+pub use open_keys::CacheLimits;
+pub use passphrase::PassphraseParameters;
 pub use password::{PasswordHash, PasswordParameters};
-pub use source::Source;
+pub use service::{KeyService, ServiceCiphertext, ServiceError, ServiceKey};
+pub use source::{Secret, Source, read_secret_file};
 pub use vault::Vault;
 
 /// Bytes that a sealed row is longer than its plaintext.

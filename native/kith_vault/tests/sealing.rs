@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+
 use kith_vault::{
     ConfigError, Context, DataKey, KeyId, SEALED_OVERHEAD, Source, Vault, VaultError, sealed_by,
     wrapped_by,
@@ -32,7 +34,7 @@ fn account(user: &str) -> Context {
     Context::new("data-key").bytes("account").bytes(user)
 }
 
-fn data_key(seed: u8) -> DataKey {
+fn data_key(seed: u8) -> Arc<DataKey> {
     let vault = vault();
     let wrapped = vault
         .create_data_key(&mut rng(seed), &account("alice"))
