@@ -535,7 +535,7 @@ defmodule Kith do
   included. `:vault` is whether a data key that is made now opens, and the one of an account, if there is an account: one
   of them, `doctor/1` looks at all. Each is `:ok` or a reason of `Kith.Error`: `:storage` for a database that fails or
   does not answer in time, `:key_not_found` or `:corrupted_state` for a data key that does not open with the keys in
-  `:keys`. `:store_latency` and `:vault_latency` are how long it took, in native units.
+  `:keys`, `:unavailable` for a key service that does not answer, even while what it has opened still works. `:store_latency` and `:vault_latency` are how long it took, in native units.
 
   What is wrong is in the answer, not an error. Nothing is written. The event `[:kith, :health, :check]` says the same, and
   `Kith.Monitor` asks by itself every half minute.

@@ -56,6 +56,9 @@ defmodule Kith.Telemetry do
   | `[:kith, :password, :verify, :start]` | `monotonic_time`, `system_time` | none |
   | `[:kith, :password, :verify, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason`, `matched` |
   | `[:kith, :password, :verify, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |
+  | `[:kith, :kms, :call, :start]` | `monotonic_time`, `system_time` | `instance`, `operation` |
+  | `[:kith, :kms, :call, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason`, `failure` |
+  | `[:kith, :kms, :fallback]` | `system_time`, `count` | `instance` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
   | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
   | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
@@ -84,6 +87,8 @@ defmodule Kith.Telemetry do
   `store` and `vault` of a `:check`, which is `Kith.health/2`, are 1 where it is well and 0 where not; `store_duration` and
   `vault_duration` are how long each took, `duration` both. The `duration` of an alert of `Kith.Monitor` that is `:cleared`
   is how long it fired.
+  The `duration` of a `[:kith, :kms, :call]` is that of all its attempts; a `:fallback` is one data key that the key named in
+  `:fallback` has wrapped.
   `waited`, in native units too, is the part of `duration` in which other passwords had their turn.
 
   ## Metadata
@@ -99,12 +104,17 @@ defmodule Kith.Telemetry do
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. `store_reason` and `vault_reason` are what is wrong with each,
-  `nil` where nothing is. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. There is
+  `nil` where nothing is. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`. `operation` is what a key service was asked for, `:create_dek_for_thread`, `:encrypt`, `:decrypt` or
+  `:get_wrapped`, whose `:key_not_found` is the good answer to `Kith.health/2`. `failure` says more than `reason` where it failed:
+  `:connect`, `:timeout`, `:broken`, `:tls`, `:forbidden`, `:status` (none of the protocol), `:answer` (no answer of the protocol, or too
+  long), `:paused` (nothing was asked, as a call failed a moment ago), `:key_not_found` or `:refused`. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
   the kind for a throw or an exit, and the stack trace has arities in place of arguments. All events of one
   span share `telemetry_span_context`.
 
   ## Order
+
+  The calls of one key to a key service are emitted together, when the last of them is done.
 
   `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
@@ -141,7 +151,7 @@ defmodule Kith.Telemetry do
 
   | level | what |
   | --- | --- |
-  | error | a panic of the engine; an operation that failed with `:storage` or raised; a database that does not answer, or data keys that do not open, when asked by `Kith.health/2` |
+  | error | a panic of the engine; an operation that failed with `:storage` or `:unavailable`, or raised; a database that does not answer, or data keys that do not open, when asked by `Kith.health/2` |
   | warning | a security event: `decrypt` answered `:tampered` or `:untrusted_identity`; `:corrupted_state`; a call of `encrypt` or `decrypt` slower than `:slow`; a session begun without a one-time prekey, as there was none |
   | info | a message reported or sent again after it did not open, a session put away unanswered, a second delivery answered out of the archive |
   | debug | each call of `encrypt`, `encrypt_group` and `decrypt`, and each session that is begun |

@@ -22,7 +22,9 @@ defmodule Kith.SecretsTest do
     planted = :crypto.strong_rand_bytes(32)
 
     {printed, _status} =
-      ChildVM.run(conversation(key_file, database, planted), env: [{"ERL_CRASH_DUMP", dump}])
+      ChildVM.run(conversation({:file, key_file}, database, planted),
+        env: [{"ERL_CRASH_DUMP", dump}]
+      )
 
     assert printed =~ "the conversation is over", printed
     dumped = File.read!(dump)
@@ -78,7 +80,37 @@ defmodule Kith.SecretsTest do
     for bytes <- stored, do: refute(found?(bytes, @plaintext), "the plaintext is in the database")
   end
 
-  defp conversation(key_file, database, planted) do
+  @tag timeout: 120_000
+  test "nothing of that shows keys that a key service has wrapped, nor those it is sent" do
+    folder = tmp_dir!()
+    kms = Kith.Test.KMSProcess.start!(folder)
+    database = Path.join(folder, "kith.db")
+    dump = Path.join(folder, "erl_crash.dump")
+    planted = :crypto.strong_rand_bytes(32)
+    source = {:kms, url: Kith.Test.KMSProcess.url(kms), timeout: 60_000}
+
+    {printed, _status} =
+      ChildVM.run(conversation(source, database, planted), env: [{"ERL_CRASH_DUMP", dump}])
+
+    assert printed =~ "the conversation is over", printed
+    dumped = File.read!(dump)
+    printed = unbroken(printed)
+    assert found?(dumped, planted)
+
+    {:ok, state} = Kith.KMS.Reference.open(Path.join(folder, "keys"))
+    secrets = read_secrets(database, state)
+
+    for kind <- [:key_encryption_key, :wrapping_key, :data_key, :thread_key, :identity_key],
+        do: assert(List.keymember?(secrets, kind, 0), "no #{kind} to look for")
+
+    places = [crash_dump: dumped, output: printed, database: File.read!(database)]
+
+    for {kind, secret} <- secrets,
+        {place, text} <- places,
+        do: refute(found?(text, secret), "a #{kind} is in the #{place}")
+  end
+
+  defp conversation(source, database, planted) do
     """
     {:ok, _} = Application.ensure_all_started(:kith)
     Logger.configure(level: :debug)
@@ -96,7 +128,7 @@ defmodule Kith.SecretsTest do
     :persistent_term.put(Kith.Telemetry, true)
 
     show = fn term -> IO.inspect(term, limit: :infinity, printable_limit: :infinity) end
-    options = [name: :family, archive: true, database: #{inspect(database)}, keys: [current: {"k1", {:file, #{inspect(key_file)}}}]]
+    options = [name: :family, archive: true, database: #{inspect(database)}, keys: [current: {"k1", #{inspect(source)}}]]
     {:ok, supervisor} = Kith.start_link(options)
     show.(options)
     for user <- ~w(ada ben cleo), do: show.(Kith.register(:family, user))

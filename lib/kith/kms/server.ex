@@ -65,12 +65,6 @@ defmodule Kith.KMS.Server do
     {:reply, port, listener}
   end
 
-  # Keys pass through its processes.
-  @doc false
-  def format_status(status),
-    do:
-      Map.new(status, fn {key, value} -> {key, if(key == :state, do: :redacted, else: value)} end)
-
   # The application :ssl is needed with :tls only, so no call that a compiler would look for.
   @common [:binary, packet: :http_bin, active: false, backlog: 64, reuseaddr: true]
 
@@ -276,8 +270,7 @@ defmodule Kith.KMS.Server do
   defp flip(base64) do
     bytes = Base.decode64!(base64)
     size = byte_size(bytes) - 1
-    <<kept::binary-size(size), last>> = bytes
-    Base.encode64(kept <> <<Bitwise.bxor(last, 1)>>)
+    Base.encode64(binary_part(bytes, 0, size) <> <<Bitwise.bxor(:binary.last(bytes), 1)>>)
   end
 
   defp response(status, body) do
@@ -300,8 +293,7 @@ defmodule Kith.KMS.Server do
     "{#{fields}}"
   end
 
-  @string ~S/"((?:[^"\\\x00-\x1f]|\\["\\\/])*)"/
-  @field ~r/\A\s*#{@string}\s*:\s*(?:#{@string}|(\d{1,15}))\s*(,|\z)/u
+  @string ~S{"((?:[^"\\\x00-\x1f]|\\["\\/])*)"}
 
   defp decode(body) do
     with true <- String.valid?(body),
@@ -313,7 +305,7 @@ defmodule Kith.KMS.Server do
   end
 
   defp decode_fields(rest, fields) do
-    case Regex.run(@field, rest) do
+    case Regex.run(~r<\A\s*#{@string}\s*:\s*(?:#{@string}|(\d{1,15}))\s*(,|\z)>u, rest) do
       [all, name, string, "", more] ->
         next(rest, all, more, Map.put(fields, name, unescape(string)))
 

@@ -78,8 +78,10 @@ pub struct Call {
     pub failure: Option<Failure>,
 }
 
+type Noted = (Operation, Instant, Duration, Option<Failure>);
+
 thread_local! {
-    static CALLS: RefCell<Vec<(Operation, Instant, Duration, Option<Failure>)>> = const { RefCell::new(Vec::new()) };
+    static CALLS: RefCell<Vec<Noted>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs a function and returns, beside its result, the calls it made on this thread.

@@ -274,11 +274,10 @@ const MAX_DIGITS: usize = 10;
 
 type Fields<'a> = ([&'a str; 3], &'a str, &'a str);
 
+type Parsed = (PasswordParameters, Box<[u8]>, Box<[u8]>);
+
 /// What it costs, the salt, and what comes after it, of a text in this form.
-pub(crate) fn parse_fields(
-    text: &[u8],
-    prefix: &str,
-) -> Result<(PasswordParameters, Box<[u8]>, Box<[u8]>), PasswordError> {
+pub(crate) fn parse_fields(text: &[u8], prefix: &str) -> Result<Parsed, PasswordError> {
     if text.len() > MAX_PHC_BYTES - PREFIX.len() + prefix.len() {
         return Err(PasswordError::Malformed);
     }
