@@ -331,13 +331,13 @@ defmodule Kith.KMSTest do
     test "with TLS both sides show certificates, and one that is not known is not spoken to", %{
       folder: folder
     } do
-      ours = certificates(tmp_in(folder, "ours"))
-      theirs = certificates(tmp_in(folder, "theirs"))
+      ours = certificates(folder, "ours")
+      theirs = certificates(folder, "theirs")
 
       tls = [
         certfile: ours.server,
         keyfile: ours.server_key,
-        cacertfile: ours.client_ca,
+        cacertfile: ours.ca,
         verify: :verify_peer,
         fail_if_no_peer_cert: true
       ]
@@ -346,7 +346,7 @@ defmodule Kith.KMSTest do
 
       source = [
         url: "https://localhost:#{kms.listens}",
-        ca_file: ours.server_ca,
+        ca_file: ours.ca,
         certificate: ours.client,
         private_key: ours.client_key,
         timeout: 20_000,
@@ -360,7 +360,7 @@ defmodule Kith.KMSTest do
       converse!(kith, "ada", "ben")
 
       for wrong <- [
-            Keyword.put(source, :ca_file, theirs.server_ca),
+            Keyword.put(source, :ca_file, theirs.ca),
             Keyword.merge(source, certificate: theirs.client, private_key: theirs.client_key),
             Keyword.drop(source, [:certificate, :private_key])
           ],
@@ -386,46 +386,20 @@ defmodule Kith.KMSTest do
     path
   end
 
-  # Authorities with a certificate each, as files in PEM.
-  defp certificates(folder) do
-    {:ok, _} = Application.ensure_all_started(:ssl)
-
-    # Older releases write parameters into signatures of EC that do not belong there, newer ones leave them out of keys of
-    # RSA where they do.
-    old? = String.to_integer(System.otp_release()) < 28
-    kind = if old?, do: {:rsa, 2048, 65_537}, else: {:namedCurve, :secp256r1}
-    key = [digest: :sha256, key: kind]
-    localhost = {:Extension, {2, 5, 29, 17}, false, [dNSName: String.to_charlist("localhost")]}
-
-    chain = fn extensions ->
-      %{root: key, intermediates: [], peer: key ++ extensions}
-    end
-
-    made =
-      :public_key.pkix_test_data(%{
-        server_chain: chain.(extensions: [localhost]),
-        client_chain: chain.([])
-      })
-
-    for {side, name} <- [server_config: "server", client_config: "client"],
-        {part, entries} <- pem(made[side], name),
+  # What an authority has signed, as files that only their owner reads.
+  defp certificates(folder, authority) do
+    for {part, name} <- [
+          ca: "ca",
+          server: "server",
+          server_key: "server.key",
+          client: "client",
+          client_key: "client.key"
+        ],
         into: %{} do
-      path = Path.join(folder, "#{part}.pem")
-      File.write!(path, :public_key.pem_encode(entries))
+      path = Path.join(folder, "#{authority}.#{name}.pem")
+      File.cp!(Path.join("test/support/certificates", Path.basename(path)), path)
       File.chmod!(path, 0o600)
       {part, path}
     end
-  end
-
-  # Each side has the authorities of the other.
-  defp pem(config, name) do
-    {type, key} = config[:key]
-    other = if name == "server", do: :client_ca, else: :server_ca
-
-    [
-      {String.to_atom(name), [{:Certificate, config[:cert], :not_encrypted}]},
-      {String.to_atom(name <> "_key"), [{type, key, :not_encrypted}]},
-      {other, for(ca <- config[:cacerts], do: {:Certificate, ca, :not_encrypted})}
-    ]
   end
 end
