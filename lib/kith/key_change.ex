@@ -26,9 +26,12 @@ defmodule Kith.KeyChange do
     with {:ok, {key_id, retired}} <- native(instance, :account_retire, [before, changed]) do
       sessions = Keys.sessions(repo, user)
       rows = write(instance, repo, before, changed, Keys.rows(repo, user))
-      # With the braids as they are now.
-      resealed = Enum.zip(sessions, Keys.sessions(repo, user))
-      {written, refused} = write_sessions(instance, repo, before, changed, resealed, rows)
+      # As they are now. PostgreSQL returns rows that were written in another order.
+      braids = Map.new(Keys.sessions(repo, user), fn {key, _, _, braid} -> {key, braid} end)
+
+      {written, refused} =
+        write_sessions(instance, repo, before, changed, {sessions, braids}, rows)
+
       # The key of before joins those that were retired earlier.
       Keys.insert_retired(repo, user, key_id, retired)
       {:ok, %{resealed: written, refused: refused}}
@@ -56,12 +59,11 @@ defmodule Kith.KeyChange do
 
   # After their braids, to whose tags they are bound. At another generation, so that whoever has read one before does not
   # write on.
-  defp write_sessions(instance, repo, before, changed, sessions, counts) do
-    Enum.reduce(sessions, counts, fn {{key, generation, state, braid}, {key, _, _, new_braid}},
-                                     {written, refused} ->
+  defp write_sessions(instance, repo, before, changed, {sessions, braids}, counts) do
+    Enum.reduce(sessions, counts, fn {key, generation, state, braid}, {written, refused} ->
       pair = for {_, value} <- key, do: value
-      fields = {pair ++ [generation, tag(braid)], pair ++ [generation + 1, tag(new_braid)]}
-      row = {"session", elem(fields, 0), elem(fields, 1), state}
+      was = pair ++ [generation, tag(braid)]
+      row = {"session", was, pair ++ [generation + 1, tag(braids[key])], state}
 
       case resealed(instance, before, changed, [row]) do
         [{:ok, bytes}] ->

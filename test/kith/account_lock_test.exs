@@ -325,6 +325,18 @@ defmodule Kith.AccountLockTest do
       assert Enum.all?(checks, fn {_, state, _} -> state != :error end)
     end
 
+    test "seals the sessions with all peers anew", %{kith: kith} do
+      peers = for n <- 1..6, do: "peer#{n}"
+      register!(kith, peers)
+      for peer <- peers, do: send!(kith, "anna", peer, "hello")
+      for peer <- Enum.reverse(peers), do: send!(kith, peer, "anna", "hi")
+
+      for _ <- 1..3 do
+        assert %{refused: 0} = Kith.rotate_data_key!(kith, "anna")
+        for peer <- Enum.shuffle(peers), do: assert(send!(kith, "anna", peer, "x") == "x")
+      end
+    end
+
     test "leaves what does not open as it is, and counts it", %{kith: kith} do
       sql!(
         kith,
