@@ -115,7 +115,7 @@ defmodule Kith.Backup do
     instance = Instance.fetch!(name)
     {user, 1} = Address.new!(user)
     secret = secret!(secret)
-    options = options!(options, @schema)
+    options = Validation.validate!(options, @schema)
     parameters = parameters!(options)
 
     with {:ok, account} <- account(instance, user),
@@ -222,7 +222,10 @@ defmodule Kith.Backup do
     {user, 1} = Address.new!(user)
     secret = secret!(secret)
     schema = [replace: {:one_of, [true, false]}, history: {:one_of, [true, false]}]
-    options = Keyword.merge([replace: false, history: true], options!(options, schema))
+
+    options =
+      Keyword.merge([replace: false, history: true], Validation.validate!(options, schema))
+
     metadata = %{instance: instance.name, user_id: user}
 
     Telemetry.span([:kith, :backup, :restore], metadata, fn ->
@@ -268,12 +271,5 @@ defmodule Kith.Backup do
         )
 
     {memory, passes, options[:parallelism]}
-  end
-
-  defp options!(options, schema) do
-    case Validation.validate(options, schema) do
-      :ok -> options
-      {:error, message} -> raise ArgumentError, message
-    end
   end
 end

@@ -225,12 +225,10 @@ defmodule Kith.ClientKey do
       aad: {:custom, &aad/1}
     ]
 
-    with :ok <- Validation.validate(options, schema),
-         :ok <- short(:info, options[:info]) do
-      Map.merge(%{salt: nil, cipher: :aes_256_gcm, aad: ""}, Map.new(options))
-    else
-      {:error, message} -> raise ArgumentError, message
-    end
+    options = Validation.validate!(options, schema)
+    # The one that has to be given.
+    Validation.validate!([info: options[:info]], schema)
+    Map.merge(%{salt: nil, cipher: :aes_256_gcm, aad: ""}, Map.new(options))
   end
 
   defp short(_key, value) when is_binary(value) and byte_size(value) in 1..255, do: :ok

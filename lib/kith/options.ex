@@ -241,8 +241,9 @@ defmodule Kith.Options do
   defp veil_named({id, {:key, bytes}}) when is_binary(bytes), do: {id, {:key, fn -> bytes end}}
   defp veil_named(other), do: other
 
-  defp unveil({:key, fun}) when is_function(fun, 0), do: {:key, fun.()}
-  defp unveil(source), do: source
+  @doc false
+  def unveil({:key, fun}) when is_function(fun, 0), do: {:key, fun.()}
+  def unveil(source), do: source
 
   defp schema do
     [

@@ -229,8 +229,9 @@ defmodule Kith.Password do
   defp binary!(_value, what), do: raise(ArgumentError, "expected #{what} to be a string")
 
   defp parameters!(options) do
-    configured = checked!(Application.get_env(:kith, __MODULE__, []))
-    options = @defaults |> Keyword.merge(configured) |> Keyword.merge(checked!(options))
+    configured = Validation.validate!(Application.get_env(:kith, __MODULE__, []), @schema)
+    given = Validation.validate!(options, @schema)
+    options = @defaults |> Keyword.merge(configured) |> Keyword.merge(given)
     [memory, passes, parallelism] = for {key, _} <- @defaults, do: options[key]
 
     if memory * passes > @max_work do
@@ -239,12 +240,5 @@ defmodule Kith.Password do
     end
 
     {memory, passes, parallelism}
-  end
-
-  defp checked!(options) do
-    case Validation.validate(options, @schema) do
-      :ok -> options
-      {:error, message} -> raise ArgumentError, message
-    end
   end
 end

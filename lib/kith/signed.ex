@@ -56,7 +56,7 @@ defmodule Kith.Signed do
   and those of the machinery. What a client is told should be less: "refused" is enough.
   """
 
-  alias Kith.{Error, Instance, Telemetry, Validation}
+  alias Kith.{Error, Instance, Options, Telemetry, Validation}
   alias Kith.Signed.{Envelope, Key, Message, Registry, ServiceKeys, Verification}
 
   @type name :: term
@@ -346,7 +346,7 @@ defmodule Kith.Signed do
     instance = Instance.fetch!(name)
 
     changed(instance, :rotate_service_key, fn ->
-      with {:ok, key} <- ServiceKeys.rotate(instance, :signing, unveil(options.from)),
+      with {:ok, key} <- ServiceKeys.rotate(instance, :signing, Options.unveil(options.from)),
            do: {:ok, public(key)}
     end)
   end
@@ -403,17 +403,10 @@ defmodule Kith.Signed do
     nonce
   end
 
-  defp unveil({:key, fun}) when is_function(fun, 0), do: {:key, fun.()}
-  defp unveil(source), do: source
-
   # What was given instead may well be secret, so no message below shows it.
 
-  defp options!(options, defaults, schema) do
-    case Validation.validate(options, schema) do
-      :ok -> defaults |> Keyword.merge(options) |> Map.new()
-      {:error, message} -> raise ArgumentError, message
-    end
-  end
+  defp options!(options, defaults, schema),
+    do: defaults |> Keyword.merge(Validation.validate!(options, schema)) |> Map.new()
 
   defp text!(text, what) do
     if not Envelope.text?(text), do: raise(ArgumentError, text_message(what))

@@ -24,6 +24,15 @@ defmodule Kith.Validation do
     end
   end
 
+  @doc "The options, or an `ArgumentError` with that message."
+  @spec validate!(keyword, keyword(type)) :: keyword
+  def validate!(options, schema) do
+    case validate(options, schema) do
+      :ok -> options
+      {:error, message} -> raise ArgumentError, message
+    end
+  end
+
   defp check(key, value, schema) do
     case Keyword.fetch(schema, key) do
       {:ok, type} -> type(type, key, value)

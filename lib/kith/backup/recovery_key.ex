@@ -41,7 +41,7 @@ defmodule Kith.Backup.RecoveryKey do
   """
   @spec generate(words: 12 | 24) :: {:ok, t} | {:error, Error.t()}
   def generate(options \\ []) do
-    words = options!(options, words: {:one_of, [12, 24]})[:words] || 12
+    words = Validation.validate!(options, words: {:one_of, [12, 24]})[:words] || 12
     count = if words == 12, do: :twelve, else: :twenty_four
     key(call(:recovery_key_generate, [count]), &Error.new/1)
   end
@@ -85,7 +85,7 @@ defmodule Kith.Backup.RecoveryKey do
   @spec split(t, threshold: 2..255, shares: 2..255) :: {:ok, [String.t()]} | {:error, Error.t()}
   def split(%__MODULE__{reference: reference}, options \\ []) do
     schema = [threshold: {:integer, 2..255}, shares: {:integer, 2..255}]
-    options = Keyword.merge([threshold: 3, shares: 5], options!(options, schema))
+    options = Keyword.merge([threshold: 3, shares: 5], Validation.validate!(options, schema))
     {threshold, count} = {options[:threshold], options[:shares]}
 
     if threshold > count,
@@ -158,13 +158,6 @@ defmodule Kith.Backup.RecoveryKey do
 
   defp call(function, arguments),
     do: Native |> apply(function, arguments) |> Telemetry.watch(nil, function)
-
-  defp options!(options, schema) do
-    case Validation.validate(options, schema) do
-      :ok -> options
-      {:error, message} -> raise ArgumentError, message
-    end
-  end
 
   defimpl Inspect do
     def inspect(_key, _options), do: "#Kith.Backup.RecoveryKey<>"
