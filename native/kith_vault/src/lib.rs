@@ -117,7 +117,7 @@
 //! | 23 + k | 32 | ciphertext | of the data key |
 //! | 55 + k | 16 | tag | of AES-256-GCM |
 //!
-//! ## Locked data key, 149 bytes and the key id
+//! ## Locked data key, 159 bytes and the key id
 //!
 //! A data key under a password, and that under a key-encryption key: neither of the two opens it alone. The header is
 //! that of a wrapped data key with the algorithm `0x11`; what its ciphertext holds is
@@ -206,10 +206,8 @@
 //!
 //! # What comes later, and where
 //!
-//! - Passphrases (Argon2id, as for a [`PasswordHash`]) and an external key service: new algorithm bytes (`0x11` and up) of the wrapped data key,
-//!   with their parameters in the header, and new variants of [`Source`].
-//! - Rotation: `rewrap`, beside [`Vault::create_data_key`], for key-encryption keys; [`wrapped_by`] finds what is left
-//!   to do. For data keys, [`sealed_by`] tells old rows from new ones, so nothing depends on an order.
+//! - An external key service: a new algorithm byte (`0x13` and up) of the wrapped data key, with its parameters in the header, and a new
+//!   variant of [`Source`].
 
 #![forbid(unsafe_code)]
 
