@@ -61,13 +61,15 @@ defmodule Kith.AccountLock do
       with {:ok, unlocked, locked} <- opened(instance, user, password),
            {:ok, locked} <- as_configured(instance, user, password, unlocked, locked) do
         expires_at = keep(instance, {user, locked}, unlocked, options)
+        # Where a node was killed after it had locked the account. No token is older than that.
+        KeyChange.own_archive(instance, user)
         after_unlocking(instance, user)
         {:ok, expires_at}
       end
     end)
   end
 
-  # A lock that costs less than is configured now is made anew, while the password is there.
+  # A lock with other costs than are configured now is made anew, while the password is there.
   defp as_configured(instance, user, password, unlocked, locked) do
     costs = Password.costs!([])
 

@@ -9,7 +9,7 @@ defmodule Kith.KeyChange do
   import Kith.Unlocked, only: [is_locked: 1]
 
   alias Kith.{Error, Instance, Unlocked}
-  alias Kith.Store.{Accounts, Keys}
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys}
 
   # Rows that are sealed anew in one native call.
   @batch 500
@@ -126,49 +126,48 @@ defmodule Kith.KeyChange do
       data_key ->
         wanted = if is_locked(data_key), do: Keys.key_id(data_key)
 
-        case Keys.misowned(repo, user, wanted, after_place, @batch) do
+        case ArchivedMessages.misowned(repo, user, wanted, after_place, @batch) do
           [] ->
             {:ok, :done}
 
           rows ->
             account = {user, data_key}
             counts = own_rows(instance, repo, account, wanted, rows)
-            [_, _, _, _, position, message_id | _] = List.last(rows)
-            {:ok, {:more, {position, message_id}, counts}}
+            {_device, {_, _, _, place, _}} = List.last(rows)
+            {:ok, {:more, {place.position, place.message_id}, counts}}
         end
     end
   end
 
   # Those of one thread, that are sealed alike, in one native call.
-  defp own_rows(instance, repo, account, wanted, rows) do
+  defp own_rows(instance, repo, {user, _} = account, wanted, rows) do
     rows
-    |> Enum.group_by(fn [_, thread, key, previous, _, _, _, _, _, _, owner_key_id, content] ->
-      {thread, Keys.thread_key(key, previous, content), owner_key_id}
+    |> Enum.group_by(fn {_device, {thread, key, owner_key_id, _, _}} ->
+      {thread, key, owner_key_id}
     end)
     |> Enum.reduce({0, 0}, fn {{thread, key, owner_key_id}, rows}, counts ->
-      threads = {{thread, key}, {thread, key}}
       # In a tuple, where Instance.sealed/3 does not look for those that are unlocked.
       accounts =
         {owner_key_id && owner(instance, repo, account, owner_key_id),
          wanted && Unlocked.account(instance, account)}
 
-      case Instance.sealed(instance, :archive_reseal, [
-             threads,
-             accounts,
-             Enum.map(rows, &owned(elem(account, 0), &1))
-           ]) do
-        {:ok, results} -> put_contents(repo, account, wanted, Enum.zip(rows, results), counts)
+      owned =
+        for {device, {_, _, _, place, content}} <- rows, do: {{user, device}, place, content}
+
+      case Instance.sealed(instance, :archive_reseal, [{thread, key}, accounts, owned]) do
+        {:ok, results} -> put_contents(repo, wanted, Enum.zip(owned, results), counts)
         {:error, :locked} -> raise Error.new(:locked)
         {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
       end
     end)
   end
 
-  defp put_contents(repo, {user, _}, wanted, rows, counts) do
+  defp put_contents(repo, wanted, rows, counts) do
     Enum.reduce(rows, counts, fn
-      {[device, _, _, _, _, message_id, _, _, _, _, _, content], {:ok, resealed}},
-      {written, refused} ->
-        changed = Keys.put_content(repo, {user, device}, message_id, content, resealed, wanted)
+      {{owner, place, content}, {:ok, resealed}}, {written, refused} ->
+        changed =
+          ArchivedMessages.put_content(repo, owner, place.message_id, content, resealed, wanted)
+
         {written + changed, refused}
 
       {_row, {:error, _}}, {written, refused} ->
@@ -176,47 +175,19 @@ defmodule Kith.KeyChange do
     end)
   end
 
-  defp owned(user, [
-         device,
-         _,
-         _,
-         _,
-         position,
-         message_id,
-         peer,
-         peer_device,
-         sent_at,
-         expires_at,
-         _,
-         content
-       ]) do
-    place = %{
-      position: position,
-      message_id: message_id,
-      sender: if(peer == nil and peer_device == nil, do: nil, else: {peer, peer_device}),
-      sent_at: sent_at,
-      expires_at: expires_at
-    }
-
-    {{user, device}, place, content}
-  end
-
   @doc """
   The account under whose key a message lies, as native calls take it: with the key it has now, or with one it had before.
   """
-  @spec owner(Instance.t(), term, account, binary) :: account
+  @spec owner(Instance.t(), term, account, nil | binary) :: account
   def owner(instance, repo, {user, data_key} = account, key_id) do
-    if key_id == Keys.key_id(data_key) do
-      Unlocked.account(instance, account)
+    with true <- is_binary(key_id) and key_id != Keys.key_id(data_key),
+         retired when retired != nil <- Keys.retired_key(repo, user, key_id),
+         {:ok, unlocked} <-
+           Instance.sealed(instance, :account_retired, [account, key_id, retired]) do
+      {user, unlocked}
     else
-      with retired when retired != nil <- Keys.retired_key(repo, user, key_id),
-           {:ok, unlocked} <-
-             Instance.sealed(instance, :account_retired, [account, key_id, retired]) do
-        {user, unlocked}
-      else
-        {:error, :locked} -> raise Error.new(:locked)
-        _ -> account
-      end
+      {:error, :locked} -> raise Error.new(:locked)
+      _the_present_one_or_none_that_is_known -> Unlocked.account(instance, account)
     end
   end
 

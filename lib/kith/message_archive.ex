@@ -5,7 +5,7 @@ defmodule Kith.MessageArchive do
 
   import Kith.Unlocked, only: [is_locked: 1]
 
-  alias Kith.{Address, Envelope, Error, Instance, Message, Registration, Telemetry}
+  alias Kith.{Address, Envelope, Error, Instance, KeyChange, Message, Registration, Telemetry}
   alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo}
 
   # The engine refuses a message it has opened before with one of these, by what has become of the session since. The
@@ -32,6 +32,9 @@ defmodule Kith.MessageArchive do
 
   @cursor_version 1
   @content_version 1
+
+  @typedoc "A device of an account, with the data key of the account, as the transaction holds it."
+  @type owner :: {Address.t(), Accounts.device()}
 
   @typedoc "Where copies of a call go: nowhere, or into a thread until some seconds from then."
   @type target :: nil | {thread_id :: String.t(), expires_in :: nil | pos_integer}
@@ -76,8 +79,7 @@ defmodule Kith.MessageArchive do
   end
 
   @doc "Stores the sender's own copy of a message, with those who were served, in the caller's transaction."
-  @spec put_sent(Instance.t(), Repo.repo(), Address.t(), target, [Address.t()], binary, integer) ::
-          :ok
+  @spec put_sent(Instance.t(), Repo.repo(), owner, target, [Address.t()], binary, integer) :: :ok
   def put_sent(_instance, _repo, _from, nil, _recipients, _plaintext, _sent_at), do: :ok
 
   def put_sent(instance, repo, from, target, recipients, plaintext, sent_at) do
@@ -89,11 +91,11 @@ defmodule Kith.MessageArchive do
   Stores an opened message in the transaction that opened it. `:again` when it is there: a session that opens a message a
   second time is older than the archive.
   """
-  @spec put_received(Instance.t(), Repo.repo(), Address.t(), Envelope.t(), binary, keyword) ::
+  @spec put_received(Instance.t(), Repo.repo(), owner, Envelope.t(), binary, keyword) ::
           :ok | :again
-  def put_received(instance, repo, to, envelope, plaintext, options) do
+  def put_received(instance, repo, {to, _} = owner, envelope, plaintext, options) do
     row = %{message_id: message_id(envelope), sender: envelope.from, sent_at: sent_at(envelope)}
-    put(instance, repo, to, target(instance, to, envelope.from, options), row, {[], plaintext})
+    put(instance, repo, owner, target(instance, to, envelope.from, options), row, {[], plaintext})
   end
 
   # What a stranger wrote.
@@ -108,7 +110,7 @@ defmodule Kith.MessageArchive do
   def put(instance, repo, owner, target, row, content, position \\ nil)
   def put(_instance, _repo, _owner, nil, _row, _content, _position), do: :ok
 
-  def put(instance, repo, owner, {thread, expires_in}, row, content, position) do
+  def put(instance, repo, {address, _} = owner, {thread, expires_in}, row, content, position) do
     position = position || Instance.position(instance)
 
     expires_at =
@@ -116,20 +118,19 @@ defmodule Kith.MessageArchive do
 
     place = Map.merge(row, %{position: position, expires_at: expires_at})
     key = {thread, open_thread(instance, repo, thread, div(position, 1_000))}
-    account = owner_account(repo, owner)
-    sealed = native!(instance, :archive_seal, [key, account, owner, place, encode(content)])
-    owner_key_id = with {_user, data_key} <- account, do: Keys.key_id(data_key)
+    {account, owner_key_id} = locked(owner)
+    sealed = native!(instance, :archive_seal, [key, account, address, place, encode(content)])
 
-    if ArchivedMessages.insert(repo, owner, thread, place, sealed, owner_key_id) == 0,
+    if ArchivedMessages.insert(repo, address, thread, place, sealed, owner_key_id) == 0,
       do: :again,
       else: :ok
   end
 
   # What a locked account keeps is sealed under its own key too: that of the thread opens with the keys of the server.
-  defp owner_account(repo, {user, _}) do
-    data_key = Accounts.data_key(repo, user)
-    if is_locked(data_key), do: {user, data_key}
-  end
+  defp locked({{user, _}, %{data_key: data_key}}) when is_locked(data_key),
+    do: {{user, data_key}, Keys.key_id(data_key)}
+
+  defp locked(_owner), do: {nil, nil}
 
   # Nothing outlives the retention.
   defp expires_at(retention, expires_in, now) do
@@ -159,19 +160,19 @@ defmodule Kith.MessageArchive do
   What is answered for a message that the engine refused: the plaintext, if just this message was opened before and its
   copy is there, or else the error.
   """
-  @spec answer(Instance.t(), Repo.repo(), Address.t(), Envelope.t(), Error.t()) ::
+  @spec answer(Instance.t(), Repo.repo(), owner, Envelope.t(), Error.t()) ::
           {{:ok, binary} | {:error, Error.t()}, [Telemetry.recorded()]}
-  def answer(%{options: %{archive: archive}} = instance, repo, to, envelope, error)
+  def answer(%{options: %{archive: archive}} = instance, repo, {to, _} = owner, envelope, error)
       when archive != false and error.reason in @refusals do
     with [row] <- ArchivedMessages.find(repo, to, message_id(envelope), Instance.now(instance)),
-         [{:ok, {_recipients, plaintext}}] <- open(instance, repo, to, [row]) do
+         [{:ok, {_recipients, plaintext}}] <- open(instance, repo, owner, [row]) do
       {{:ok, plaintext}, [redelivery(instance, to, envelope, error)]}
     else
       _no_copy_that_opens -> {{:error, error}, []}
     end
   end
 
-  def answer(_instance, _repo, _to, _envelope, error), do: {{:error, error}, []}
+  def answer(_instance, _repo, _owner, _envelope, error), do: {{:error, error}, []}
 
   defp redelivery(instance, to, %{from: from}, error) do
     metadata = Map.put(Telemetry.pair(instance, to, from), :reason, error.reason)
@@ -216,7 +217,7 @@ defmodule Kith.MessageArchive do
 
   defp page(instance, {user, _} = owner, thread, before, limit) do
     Instance.transaction(instance, fn repo ->
-      with {:ok, _device} <- Registration.fetch_local(repo, owner),
+      with {:ok, device} <- Registration.fetch_local(repo, owner),
            {rows, cursor} =
              fetch_page(
                repo,
@@ -227,12 +228,12 @@ defmodule Kith.MessageArchive do
                Instance.now(instance)
              ),
            :ok <- keys_known(rows),
-           opened when is_list(opened) <- open(instance, repo, owner, rows) do
+           opened when is_list(opened) <- open(instance, repo, {owner, device}, rows) do
         # The newest come first out of the database, and last onto a screen.
         messages =
           rows
           |> Enum.zip(opened)
-          |> Enum.reduce([], fn {{_, _, place, _}, content}, messages ->
+          |> Enum.reduce([], fn {{_, _, _, place, _}, content}, messages ->
             [message(owner, thread, place, content) | messages]
           end)
 
@@ -270,17 +271,18 @@ defmodule Kith.MessageArchive do
 
   # Rows without the key of their thread: whoever restored them has not restored the key.
   defp keys_known(rows) do
-    if Enum.any?(rows, fn {_thread, data_key, _place, _content} -> data_key == nil end),
+    if Enum.any?(rows, fn {_, data_key, _, _, _} -> data_key == nil end),
       do: {:error, Error.new(:key_not_found, "the data key of the thread")},
       else: :ok
   end
 
-  # Rows of one thread in one native call, or in two while its key changes: the content of each, or its error.
+  # Rows of one thread in one native call, or in more where they are not all sealed alike: the content of each, or its
+  # error.
   defp open(_instance, _repo, _owner, []), do: []
 
   defp open(instance, repo, owner, rows) do
     rows
-    |> Enum.chunk_by(fn {_, data_key, _, _} -> data_key end)
+    |> Enum.chunk_by(fn {_, data_key, owner_key_id, _, _} -> {data_key, owner_key_id} end)
     |> Enum.reduce_while([], fn rows, opened ->
       case open_alike(instance, repo, owner, rows) do
         {:error, error} -> {:halt, {:error, error}}
@@ -289,18 +291,17 @@ defmodule Kith.MessageArchive do
     end)
   end
 
-  defp open_alike(instance, repo, owner, [{thread, data_key, _, _} | _] = rows) do
-    sealed = for {_, _, place, content} <- rows, do: {place, content}
-    account = owner_account(repo, owner)
+  defp open_alike(instance, repo, owner, [{thread, data_key, owner_key_id, _, _} | _] = rows) do
+    {{user, _} = address, device} = owner
+    sealed = for {_, _, _, place, content} <- rows, do: {place, content}
 
-    case Instance.sealed(instance, :archive_open, [{thread, data_key}, account, owner, sealed]) do
-      {:ok, opened} ->
-        if {:error, :locked} in opened,
-          do: {:error, Error.new(:locked)},
-          else: Enum.map(opened, &decode/1)
+    # Not as the account is now: it may have been locked, or its key changed, and not all of the archive followed yet.
+    account =
+      owner_key_id && KeyChange.owner(instance, repo, {user, device.data_key}, owner_key_id)
 
-      {:error, reason} ->
-        {:error, Error.new(reason)}
+    case Instance.sealed(instance, :archive_open, [{thread, data_key}, account, address, sealed]) do
+      {:ok, opened} -> Enum.map(opened, &decode/1)
+      {:error, reason} -> {:error, Error.new(reason)}
     end
   end
 
@@ -350,11 +351,11 @@ defmodule Kith.MessageArchive do
   What a device itself sent at a time: `{plaintext, recipients, thread}` of each, with those who were served and the
   thread as the option `:thread` takes it. For whoever sends it again, to one of its recipients.
   """
-  @spec sent(Instance.t(), Repo.repo(), Address.t(), integer) ::
+  @spec sent(Instance.t(), Repo.repo(), owner, integer) ::
           [{binary, [Address.t()], Kith.thread()}]
-  def sent(instance, repo, {user, _} = owner, timestamp) do
-    for {thread, _, _, _} = row <-
-          ArchivedMessages.sent(repo, owner, timestamp, Instance.now(instance), @max_sent),
+  def sent(instance, repo, {{user, _} = address, _} = owner, timestamp) do
+    for {thread, _, _, _, _} = row <-
+          ArchivedMessages.sent(repo, address, timestamp, Instance.now(instance), @max_sent),
         # A damaged copy is as good as none.
         opened = open(instance, repo, owner, [row]),
         is_list(opened),

@@ -93,7 +93,8 @@ defmodule Kith.Messages do
            {:ok, body} <-
              native(instance, :self_seal, [{user, device.data_key}, plaintext]) do
         timestamp = Instance.timestamp(instance)
-        MessageArchive.put_sent(instance, repo, address, target, [], plaintext, timestamp)
+        owner = {address, device}
+        MessageArchive.put_sent(instance, repo, owner, target, [], plaintext, timestamp)
         {{:ok, [Envelope.new(address, address, :self, body, timestamp)]}, []}
       else
         error -> {error, []}
@@ -215,7 +216,7 @@ defmodule Kith.Messages do
         write(repo, from, rows, sent, now)
         released = release(repo, claimed, sent)
         renew_damaged(repo, from, sent, now)
-        keep_copy(instance, repo, from, target, sent, plaintext, timestamp)
+        keep_copy(instance, repo, sender, target, sent, plaintext, timestamp)
         results = Enum.map(peers, &{&1, envelope(instance, from, &1, sent[&1], timestamp)})
         claims = Enum.reject(claims ++ more_claims, &(Telemetry.owner(&1) in released))
         {{:ok, {results, claimed}}, claims ++ first ++ second}
@@ -231,11 +232,11 @@ defmodule Kith.Messages do
   end
 
   # Nobody may be in the group yet: what is said in it has been said. What reached none of them has not.
-  defp keep_copy(instance, repo, from, target, sent, plaintext, timestamp) do
+  defp keep_copy(instance, repo, sender, target, sent, plaintext, timestamp) do
     served = for {peer, {:ok, _}} <- sent, do: peer
 
     if served != [] or sent == %{},
-      do: MessageArchive.put_sent(instance, repo, from, target, served, plaintext, timestamp)
+      do: MessageArchive.put_sent(instance, repo, sender, target, served, plaintext, timestamp)
   end
 
   # Whoever has to be reached and is not.
@@ -493,25 +494,26 @@ defmodule Kith.Messages do
     end
   end
 
-  defp receive_in(instance, repo, {to, device}, envelope, header, options) do
+  defp receive_in(instance, repo, {to, _device} = owner, envelope, header, options) do
     now = Instance.now(instance)
-    {result, session, records} = look(instance, repo, {to, device}, envelope, header, now)
+    {result, session, records} = look(instance, repo, owner, envelope, header, now)
 
     case result do
       {:ok, opened} ->
         commit(repo, to, envelope.from, session, opened, now)
         if opened.prekey_used || opened.kyber_prekey_used, do: purge(instance, repo, to, now)
-        keep_received(instance, repo, to, envelope, opened.plaintext, options, now)
+        keep_received(instance, repo, owner, envelope, opened.plaintext, options, now)
         {{:ok, opened.plaintext}, if(opened.established, do: records, else: [])}
 
       {:error, error} ->
-        MessageArchive.answer(instance, repo, to, envelope, error)
+        MessageArchive.answer(instance, repo, owner, envelope, error)
     end
   end
 
   # A session that opens a message again went back to an older state: what it would send, it has sent before.
-  defp keep_received(instance, repo, to, envelope, plaintext, options, now) do
-    with :again <- MessageArchive.put_received(instance, repo, to, envelope, plaintext, options),
+  defp keep_received(instance, repo, {to, _} = owner, envelope, plaintext, options, now) do
+    with :again <-
+           MessageArchive.put_received(instance, repo, owner, envelope, plaintext, options),
          do: Sessions.renew(repo, to, [envelope.from], now)
   end
 

@@ -49,7 +49,7 @@ defmodule Kith.Native do
   def thread_create(_vault, _thread), do: not_loaded()
   def archive_seal(_vault, _thread, _account, _owner, _place, _content), do: not_loaded()
   def archive_open(_vault, _thread, _account, _owner, _rows), do: not_loaded()
-  def archive_reseal(_vault, _threads, _accounts, _rows), do: not_loaded()
+  def archive_reseal(_vault, _thread, _accounts, _rows), do: not_loaded()
 
   # device
   def identity_create(_vault, _account, _device), do: not_loaded()

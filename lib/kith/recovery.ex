@@ -126,7 +126,8 @@ defmodule Kith.Recovery do
              true <- Recoveries.allowed?(repo, {to, from, :resend}, instance.options, now) do
           renewed = renew_concerned(instance, repo, to, local, from, ratchet_key, now)
 
-          with {:ok, envelopes, records} <- again(instance, repo, to, from, timestamp, now),
+          with {:ok, envelopes, records} <-
+                 again(instance, repo, {to, local}, from, timestamp, now),
                do: {{:ok, %{answered | renewed: renewed, envelopes: envelopes}}, records},
                else: (error -> {error, []})
         else
@@ -161,12 +162,12 @@ defmodule Kith.Recovery do
   end
 
   # The timestamp stays: it is the same message, and should it not open either, it is reported by the same name.
-  defp again(instance, repo, from, to, timestamp, now) do
+  defp again(instance, repo, {from, _} = owner, to, timestamp, now) do
     oldest = now - instance.options.resend_window * 1_000
 
     messages =
       if timestamp in oldest..@latest//1,
-        do: MessageArchive.sent(instance, repo, from, timestamp),
+        do: MessageArchive.sent(instance, repo, owner, timestamp),
         else: []
 
     texts = for {plaintext, recipients, _thread} <- messages, to in recipients, do: plaintext

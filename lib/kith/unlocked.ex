@@ -7,6 +7,7 @@ defmodule Kith.Unlocked do
   # anew, has locked the account on every node.
 
   alias Kith.{Instance, Native}
+  alias Kith.Store.Accounts
 
   # Each is some hundred bytes. What is beyond is the one that would have been locked next.
   @max 10_000
@@ -30,10 +31,14 @@ defmodule Kith.Unlocked do
           account
         end
 
-      # The one of before it was locked again, by somebody else.
-      [{^user, _another, _unlocked, _expires_at}] ->
-        close(instance, user)
-        account
+      # Either the caller has read the account before its key was stored anew here, or somebody else has stored it anew.
+      [{^user, kept, unlocked, expires_at}] ->
+        if expires_at > Instance.now(instance) and stored?(instance, user, kept) do
+          {user, unlocked}
+        else
+          close(instance, user)
+          account
+        end
 
       [] ->
         account
@@ -41,6 +46,13 @@ defmodule Kith.Unlocked do
   end
 
   def account(_instance, account), do: account
+
+  defp stored?(instance, user, data_key) do
+    stored =
+      Instance.transaction(instance, fn repo -> {{:ok, Accounts.data_key(repo, user)}, []} end)
+
+    stored == {:ok, data_key}
+  end
 
   @doc "When an account that is unlocked here will be locked, in milliseconds since 1970; nil where it is locked."
   def expires_at(instance, {user, data_key}) do

@@ -2,7 +2,8 @@ defmodule Kith.AccountLockTest do
   use Kith.Case, async: true
   use Kith.Test.Stores
 
-  alias Kith.{Envelope, Instance, Native}
+  alias Kith.{Envelope, Instance, Native, Unlocked}
+  alias Kith.Store.{Accounts, ArchivedMessages, Repo}
 
   @cheap [memory: 8_192, passes: 1, parallelism: 1]
   @password "correct horse battery"
@@ -27,6 +28,25 @@ defmodule Kith.AccountLockTest do
 
   defp texts(kith, user, thread),
     do: for(message <- Kith.history!(kith, user, thread).messages, do: message.plaintext)
+
+  defp archived(kith, user) do
+    sql = """
+    SELECT message_id, content, owner_key_id FROM kith.signal_archived_messages WHERE user_id = $1
+    ORDER BY position, message_id
+    """
+
+    Repo.rows(Instance.fetch!(kith).repo, sql, [user])
+  end
+
+  defp put_archived(kith, user, rows) do
+    repo = Instance.fetch!(kith).repo
+    now = for [id, content, _] <- archived(kith, user), into: %{}, do: {id, content}
+
+    for [id, content, owner_key_id] <- rows do
+      device = {user, 1}
+      assert ArchivedMessages.put_content(repo, device, id, now[id], content, owner_key_id) == 1
+    end
+  end
 
   describe "an account that is locked under a password" do
     test "goes on while it is unlocked, with the sessions, the keys and the history it had", %{
@@ -153,7 +173,7 @@ defmodule Kith.AccountLockTest do
 
         arguments = [{thread, data_key}, nil, {"anna", 1}, [{place, content}]]
 
-        assert {:ok, [{:error, :locked}]} =
+        assert {:ok, [{:error, :corrupted_state}]} =
                  apply(Native, :archive_open, [instance.vault | arguments])
 
         for [before] <- stolen_before do
@@ -197,6 +217,50 @@ defmodule Kith.AccountLockTest do
       blob = if store() == :postgres, do: anew, else: {:blob, anew}
       sql!(kith, "UPDATE signal_accounts SET data_key = $1", [blob])
       assert Kith.lock_state!(kith, "anna") == :locked
+    end
+
+    # As after a node that was killed while the archive followed.
+    test "opens a history that follows its key but in part, and unlocking it goes on", %{
+      kith: kith
+    } do
+      history = texts(kith, "anna", {:direct, "ben"})
+      before = archived(kith, "anna")
+      assert Enum.uniq(for [_, _, owner_key_id] <- before, do: owner_key_id) == [nil]
+
+      lock!(kith, "anna")
+      put_archived(kith, "anna", tl(before))
+      assert texts(kith, "anna", {:direct, "ben"}) == history
+
+      Kith.lock!(kith, "anna")
+      Kith.unlock!(kith, "anna", @password)
+      locked = archived(kith, "anna")
+      assert [<<_::binary-8>>] = Enum.uniq(for [_, _, owner_key_id] <- locked, do: owner_key_id)
+      assert texts(kith, "anna", {:direct, "ben"}) == history
+
+      Kith.remove_password!(kith, "anna", @password)
+      put_archived(kith, "anna", tl(locked))
+      assert texts(kith, "anna", {:direct, "ben"}) == history
+      Kith.rotate_data_key!(kith, "anna")
+      assert texts(kith, "anna", {:direct, "ben"}) == history
+    end
+
+    # The column says which key to try, and is as little trusted as all others.
+    test "shows a message that is said to lie under no account as damaged, and the others", %{
+      kith: kith
+    } do
+      lock!(kith, "anna")
+      [[first, one, key_id], [second, two, key_id], _third] = archived(kith, "anna")
+
+      for state <- [:unlocked, :open] do
+        if state == :open, do: Kith.remove_password!(kith, "anna", @password)
+        put_archived(kith, "anna", [[first, one, nil], [second, two, "unknown!"]])
+
+        assert [%{error: :corrupted_state}, %{plaintext: "hi"}, %{plaintext: "well"}] =
+                 Kith.history!(kith, "anna", {:direct, "ben"}).messages
+      end
+
+      put_archived(kith, "anna", [[first, one, key_id]])
+      assert texts(kith, "anna", {:direct, "ben"}) == ["hello", "hi", "well"]
     end
 
     test "gets the prekeys it could not be given when it is unlocked", %{kith: kith} do
@@ -247,6 +311,22 @@ defmodule Kith.AccountLockTest do
       Kith.lock!(kith, "anna")
       assert reason(Kith.unlock(kith, "anna", @password)) == :wrong_password
       assert {:ok, _} = Kith.unlock(kith, "anna", "new password")
+    end
+
+    test "leaves the account unlocked for a call that has read it before, and a lock does not", %{
+      kith: kith
+    } do
+      lock!(kith, "anna")
+      instance = Instance.fetch!(kith)
+      read = {"anna", Accounts.data_key(instance.repo, "anna")}
+      Kith.change_password!(kith, "anna", @password, "new password", @cheap)
+
+      assert {"anna", unlocked} = Unlocked.account(instance, read)
+      assert is_reference(unlocked)
+      assert {:unlocked, _} = Kith.lock_state!(kith, "anna")
+
+      Kith.lock!(kith, "anna")
+      assert Unlocked.account(instance, read) == read
     end
 
     test "or none: the account opens with the keys of the server again", %{kith: kith} do

@@ -2,7 +2,7 @@ defmodule Kith.MessageArchiveTest do
   use Kith.Case, async: true
   use Kith.Test.Stores
 
-  alias Kith.{Envelope, Error, Instance, Message, MessageArchive}
+  alias Kith.{Envelope, Error, Instance, Message, MessageArchive, Registration}
 
   setup context do
     options = [archive: true, one_time_prekeys: 10, replenish_below: 0]
@@ -952,8 +952,8 @@ defmodule Kith.MessageArchiveTest do
     id = :crypto.strong_rand_bytes(16)
     row = %{message_id: id, sender: nil, sent_at: options[:sent_at]}
 
-    :ok =
-      MessageArchive.put(instance, instance.repo, {user, 1}, target, row, {[], text}, position)
+    owner = owner(instance, user)
+    :ok = MessageArchive.put(instance, instance.repo, owner, target, row, {[], text}, position)
   end
 
   defp put_many(kith, user, numbers, milliseconds) do
@@ -965,7 +965,12 @@ defmodule Kith.MessageArchiveTest do
 
   defp sent(kith, user, timestamp) do
     instance = Instance.fetch!(kith)
-    MessageArchive.sent(instance, instance.repo, {user, 1}, timestamp)
+    MessageArchive.sent(instance, instance.repo, owner(instance, user), timestamp)
+  end
+
+  defp owner(instance, user) do
+    {:ok, device} = Registration.fetch_local(instance.repo, {user, 1})
+    {{user, 1}, device}
   end
 
   defp sent_times(kith, user) do

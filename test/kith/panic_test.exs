@@ -108,7 +108,7 @@ defmodule Kith.PanicTest do
   defp call(:archive_reseal, c) do
     rows = [{{"alice", 1}, @place, "not sealed"}, :no_row]
     accounts = {nil, {"alice", c.unlocked}}
-    Native.archive_reseal(c.vault, {c.thread, c.thread}, accounts, rows)
+    Native.archive_reseal(c.vault, c.thread, accounts, rows)
   end
 
   defp call(:field_vault_open, _), do: Native.field_vault_open("a", @ciphers)

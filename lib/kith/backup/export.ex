@@ -4,7 +4,7 @@ defmodule Kith.Backup.Export do
 
   import Kith.Backup.Engine
 
-  alias Kith.{Error, Instance, KeyChange, Telemetry, Unlocked}
+  alias Kith.{Error, Instance, KeyChange, Telemetry}
   alias Kith.Backup.Record
   alias Kith.Store.{Accounts, Backups, Keys, Sessions}
 
@@ -246,30 +246,15 @@ defmodule Kith.Backup.Export do
 
   # Of a locked account, messages lie under its key too: the one it has, or one it had a moment ago.
   defp owners(instance, repo, account, rows) do
-    for key_id <- Enum.uniq(Enum.map(rows, &owner_key_id/1)),
+    for key_id <- Enum.uniq(for {_device, {_, _, key_id, _, _}} <- rows, do: key_id),
         into: %{},
-        do: {key_id, owner(instance, repo, account, key_id)}
+        do: {key_id, KeyChange.owner(instance, repo, account, key_id)}
   end
 
-  defp owner(instance, _repo, account, nil), do: Unlocked.account(instance, account)
-
-  defp owner(instance, repo, account, key_id),
-    do: KeyChange.owner(instance, repo, account, key_id)
-
-  defp owner_key_id(row), do: Enum.at(row, -2)
-
-  defp message(user, owners, [device, thread, key, previous, position, id | rest]) do
-    [peer, peer_device, sent_at, expires_at, owner_key_id, sealed] = rest
-    data_key = Keys.thread_key(key, previous, sealed)
-    public = [device, thread, position, id, peer, peer_device, sent_at, expires_at]
-
-    place = %{
-      position: position,
-      message_id: id,
-      sender: if(peer || peer_device, do: {peer, peer_device}),
-      sent_at: sent_at,
-      expires_at: expires_at
-    }
+  defp message(user, owners, {device, {thread, data_key, owner_key_id, place, sealed}}) do
+    {peer, peer_device} = place.sender || {nil, nil}
+    where = [device, thread, place.position, place.message_id]
+    public = where ++ [peer, peer_device, place.sent_at, place.expires_at]
 
     {{:message, public},
      {:message, {thread, data_key}, owners[owner_key_id], {user, device}, place, sealed}}

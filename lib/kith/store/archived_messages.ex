@@ -3,7 +3,7 @@ defmodule Kith.Store.ArchivedMessages do
   # signal_threads and signal_archived_messages: the data keys of conversations and what is sealed under them.
 
   alias Kith.Address
-  alias Kith.Store.{Keys, Repo, SQL}
+  alias Kith.Store.{Repo, SQL}
 
   # SQLite keeps anything in any column. What cannot have been written here is left out: it has no place in the order
   # of the others, and nobody could page past it. Its blobs come after all else, so $6 is an empty one.
@@ -20,6 +20,12 @@ defmodule Kith.Store.ArchivedMessages do
           sent_at: nil | integer,
           expires_at: nil | integer
         }
+
+  @typedoc """
+  Thread and its wrapped data key, the id of the data key of the owner's account under which the content lies too (of an
+  account that is or was locked, else nil), place, and content as it is sealed.
+  """
+  @type message :: {String.t(), nil | binary, nil | binary, place, binary}
 
   @doc """
   The wrapped data key of a thread, which nobody can delete before the transaction is over.
@@ -92,13 +98,13 @@ defmodule Kith.Store.ArchivedMessages do
     ])
   end
 
-  @doc "`{thread, Keys.thread_key(data_key, previous, content), place, content}` of the message of a device with an id: none, or one."
+  @doc "The message of a device with an id: none, or one."
   def find(repo, {user, device}, message_id, now) do
     sql = """
     #{select()} WHERE user_id = $1 AND device_id = $2 AND #{@alive} AND message_id = $4
     """
 
-    opened(Repo.rows(repo, sql, [user, device, now, {:blob, message_id}]))
+    messages(repo, sql, [user, device, now, {:blob, message_id}])
   end
 
   @doc "The same of what a device itself sent at a time, the newest first, at most `limit`."
@@ -109,7 +115,7 @@ defmodule Kith.Store.ArchivedMessages do
     ORDER BY position DESC, message_id DESC LIMIT $5
     """
 
-    opened(Repo.rows(repo, sql, [user, device, now, sent_at, limit]))
+    messages(repo, sql, [user, device, now, sent_at, limit])
   end
 
   @doc """
@@ -142,46 +148,96 @@ defmodule Kith.Store.ArchivedMessages do
 
     from = [position, {:blob, message_id}]
     params = [user, device, now, thread, limit, {:blob, ""}] ++ from ++ params
-    opened(Repo.rows(repo, sql, params))
+    messages(repo, sql, params)
   end
+
+  defp messages(repo, sql, params), do: repo |> Repo.rows(sql, params) |> Enum.map(&message/1)
 
   defp before(_position, _message_id, nil), do: {"", []}
 
   defp before(position, message_id, {at, id}),
     do: {"AND (position, message_id) < (#{position}, #{message_id})", [at, {:blob, id}]}
 
+  @columns """
+  m.thread_id, t.data_key, m.owner_key_id, m.position, m.message_id, m.peer_id, m.peer_device_id, m.sent_at,
+  m.expires_at, m.content
+  """
+
+  @doc "What `message/1` reads, where the messages are `m` and their threads `t`."
+  def columns, do: @columns
+
   # The key comes with the rows: a thread that is shredded and begun anew between two statements has another one.
   defp select do
     """
-    SELECT m.thread_id, t.data_key, t.previous_data_key, position, message_id, peer_id, peer_device_id, sent_at, expires_at, content
+    SELECT #{@columns}
     FROM kith.signal_archived_messages m LEFT JOIN kith.signal_threads t ON t.thread_id = m.thread_id
     """
   end
 
-  defp opened(rows) do
-    for [
-          thread,
-          data_key,
-          previous,
-          position,
-          message_id,
-          peer,
-          peer_device,
-          sent_at,
-          expires_at,
-          content
-        ] <-
-          rows do
-      place = %{
-        position: position,
-        message_id: message_id,
-        sender: if(peer == nil and peer_device == nil, do: nil, else: {peer, peer_device}),
-        sent_at: sent_at,
-        expires_at: expires_at
-      }
+  @doc "A row of `columns/0`."
+  @spec message([term]) :: message
+  def message([
+        thread,
+        data_key,
+        owner_key_id,
+        position,
+        message_id,
+        peer,
+        peer_device,
+        sent_at,
+        expires_at,
+        content
+      ]) do
+    place = %{
+      position: position,
+      message_id: message_id,
+      sender: if(peer == nil and peer_device == nil, do: nil, else: {peer, peer_device}),
+      sent_at: sent_at,
+      expires_at: expires_at
+    }
 
-      {thread, Keys.thread_key(data_key, previous, content), place, content}
-    end
+    {thread, data_key, owner_key_id, place, content}
+  end
+
+  @doc """
+  Messages of a user that do not lie under the data key of the account that they should: `wanted` is its id, or nil for none. A
+  number of them behind a place, with their devices.
+  """
+  @spec misowned(Repo.repo(), Address.user(), nil | binary, key, pos_integer) :: [
+          {Address.device(), message}
+        ]
+  def misowned(repo, user, wanted, {position, message_id}, limit) do
+    {condition, params} =
+      if wanted,
+        do: {"(owner_key_id IS NULL OR owner_key_id <> $5)", [{:blob, wanted}]},
+        else: {"owner_key_id IS NOT NULL", []}
+
+    sql = """
+    SELECT m.device_id, #{@columns}
+    FROM kith.signal_archived_messages m JOIN kith.signal_threads t ON t.thread_id = m.thread_id
+    WHERE m.user_id = $1 AND (m.position, m.message_id) > ($3, $4) AND #{condition}
+    ORDER BY m.position, m.message_id LIMIT $2
+    """
+
+    params = [user, limit, position, {:blob, message_id} | params]
+    for [device | row] <- Repo.rows(repo, sql, params), do: {device, message(row)}
+  end
+
+  @doc "Writes a message as it is sealed anew. Returns 0 when it was not what is there."
+  def put_content(repo, {user, device}, message_id, before, content, owner_key_id) do
+    sql = """
+    UPDATE kith.signal_archived_messages SET content = $5, owner_key_id = $6
+    WHERE user_id = $1 AND device_id = $2 AND message_id = $3 AND content = $4
+    """
+
+    Repo.execute(repo, sql, [
+      user,
+      device,
+      {:blob, message_id},
+      {:blob, before},
+      {:blob, content},
+      owner_key_id && {:blob, owner_key_id}
+    ])
   end
 
   @doc "The threads a device has messages in."

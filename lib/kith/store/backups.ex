@@ -3,7 +3,7 @@ defmodule Kith.Store.Backups do
   # All rows of one user, page by page, and rows that come out of a backup.
 
   alias Kith.Address
-  alias Kith.Store.{Repo, SQL}
+  alias Kith.Store.{ArchivedMessages, Repo, SQL}
 
   @pair "user_id = $1 AND device_id = $2 AND peer_id = $3 AND peer_device_id = $4"
 
@@ -78,13 +78,12 @@ defmodule Kith.Store.Backups do
     Repo.rows(repo, sql, [user, device, thread, position, {:blob, id}, now, limit])
   end
 
-  @doc "Those messages with the wrapped keys of their threads, from after a key up to another."
+  @doc "Those messages with their devices, from after a key up to another."
   def messages(repo, user, [device, thread, position, id], last, now) do
     [last_device, last_thread, last_position, last_id] = last
 
     sql = """
-    SELECT m.device_id, m.thread_id, t.data_key, t.previous_data_key, m.position, m.message_id,
-      m.peer_id, m.peer_device_id, m.sent_at, m.expires_at, m.owner_key_id, m.content
+    SELECT m.device_id, #{ArchivedMessages.columns()}
     FROM kith.signal_archived_messages m
       JOIN kith.signal_threads t ON t.thread_id = m.thread_id
     WHERE m.user_id = $1
@@ -96,7 +95,9 @@ defmodule Kith.Store.Backups do
 
     params = [user, device, thread, position, {:blob, id}]
     params = params ++ [last_device, last_thread, last_position, {:blob, last_id}, now]
-    Repo.rows(repo, sql, params)
+
+    for [device | row] <- Repo.rows(repo, sql, params),
+        do: {device, ArchivedMessages.message(row)}
   end
 
   @doc "Inserts a prekey with what has become of it. It is handed out no more."

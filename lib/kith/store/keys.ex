@@ -259,53 +259,7 @@ defmodule Kith.Store.Keys do
   def delete_expired_tokens(repo, now),
     do: Repo.execute(repo, "DELETE FROM kith.signal_unlock_tokens WHERE expires_at <= $1", [now])
 
-  @doc "The data key of a thread under which a content lies: the one it has, or the one it had."
-  def thread_key(key, previous, content) do
-    if previous != nil and key_id(content) == key_id(previous), do: previous, else: key
-  end
-
   @doc "The id of a data key, of the wrapped key itself or of a row that is sealed under it."
   def key_id(<<_version, _algorithm, id::binary-8, _::binary>>), do: id
   def key_id(_other), do: nil
-
-  ## The archive
-
-  @doc """
-  Messages of a user that are not sealed under the data key of their account that they should be, a number of them behind a
-  place: `wanted` is its id, or nil for none.
-  """
-  def misowned(repo, user, wanted, {position, message_id}, limit) do
-    {condition, params} =
-      if wanted,
-        do: {"(owner_key_id IS NULL OR owner_key_id <> $5)", [{:blob, wanted}]},
-        else: {"owner_key_id IS NOT NULL", []}
-
-    sql = """
-    SELECT m.device_id, m.thread_id, t.data_key, t.previous_data_key, m.position, m.message_id, m.peer_id,
-      m.peer_device_id, m.sent_at, m.expires_at, m.owner_key_id, m.content
-    FROM kith.signal_archived_messages m JOIN kith.signal_threads t ON t.thread_id = m.thread_id
-    WHERE m.user_id = $1 AND (m.position, m.message_id) > ($3, $4) AND #{condition}
-    ORDER BY m.position, m.message_id LIMIT $2
-    """
-
-    Repo.rows(repo, sql, [user, limit, position, {:blob, message_id} | params])
-  end
-
-  def put_content(repo, {user, device}, message_id, before, content, owner_key_id) do
-    sql = """
-    UPDATE kith.signal_archived_messages SET content = $5, owner_key_id = $6
-    WHERE user_id = $1 AND device_id = $2 AND message_id = $3 AND content = $4
-    """
-
-    owner = owner_key_id && {:blob, owner_key_id}
-
-    Repo.execute(repo, sql, [
-      user,
-      device,
-      {:blob, message_id},
-      {:blob, before},
-      {:blob, content},
-      owner
-    ])
-  end
 end

@@ -92,7 +92,8 @@ pub(crate) fn open_message(
     let content = key.open(&place.context(thread, owner), sealed)?;
     match content.split_first() {
         Some((&OWNED, owned)) => {
-            let account = account.ok_or(Reason::Locked)?;
+            // Whoever calls has read of the row that it is under no account.
+            let account = account.ok_or(Reason::CorruptedState)?;
             Ok(account.open(&place.owned_context(thread, owner), owned)?)
         }
         _ => Ok(content),
@@ -158,27 +159,27 @@ fn archive_open<'a>(
 /// Whose row it is, where it stands, and how it is sealed.
 type OwnedRow<'a> = (OwnerTerm<'a>, PlaceTerm<'a>, Binary<'a>);
 
-/// Seals messages of a thread anew: under another data key of the thread, and under another one of their owner's account or none.
+/// Seals messages of a thread anew, under another data key of their owner's account, or none.
 /// The new content of each, or why it does not open.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn archive_reseal<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
-    (before, after): (Row<Thread<'a>>, Row<Thread<'a>>),
+    thread: Row<Thread<'a>>,
     (locked, relocked): (Row<Option<Account<'a>>>, Row<Option<Account<'a>>>),
     rows: Vec<Row<OwnedRow<'a>>>,
 ) -> Term<'a> {
     seam::call(env, "archive_reseal", || {
-        let (before, after) = (before.get()?, after.get()?);
-        let (from, to) = (vault.thread_key(before)?, vault.thread_key(after)?);
+        let thread = thread.get()?;
+        let key = vault.thread_key(thread)?;
         let locked = account_key(&vault, &locked)?;
         let relocked = account_key(&vault, &relocked)?;
         let mut rng = random()?;
         let mut reseal = |row: &Row<OwnedRow<'_>>| {
             let (owner, place, sealed) = row.get()?;
-            let at = (place, before.0.as_slice(), owner);
-            let content = open_message(&from, locked.as_ref(), at, sealed)?;
-            seal_message(&mut rng, &to, relocked.as_ref(), at, &content).map(Bytes)
+            let at = (place, thread.0.as_slice(), owner);
+            let content = open_message(&key, locked.as_ref(), at, sealed)?;
+            seal_message(&mut rng, &key, relocked.as_ref(), at, &content).map(Bytes)
         };
         Ok::<_, Reason>(rows.iter().map(&mut reseal).collect::<Vec<_>>())
     })
