@@ -183,8 +183,11 @@ defmodule Kith do
     unlock_with_token: [:user, :token, :options],
     revoke_token: [:user, :token],
     rotate_data_key: [:user],
+    rotate_thread_key: [:thread],
     rotate_keys: [],
-    rotate_keys: [:options]
+    rotate_keys: [:options],
+    verify_keys: [],
+    verify_keys: [:options]
   ]
 
   defmacro __using__(options) do
@@ -631,16 +634,12 @@ defmodule Kith do
   """
   @spec shred(name, String.t() | {:direct, Address.user(), Address.user()}) ::
           result(non_neg_integer)
-  def shred(name, thread) do
-    thread =
-      case thread do
-        {:direct, user, other} -> {:direct, user!(user), user!(other)}
-        thread when is_binary(thread) -> thread!(thread)
-        _ -> raise ArgumentError, "expected a thread or {:direct, user, other}"
-      end
+  def shred(name, thread), do: MessageArchive.shred(Instance.fetch!(name), shared!(thread))
 
-    MessageArchive.shred(Instance.fetch!(name), thread)
-  end
+  # A thread as nobody's.
+  defp shared!({:direct, user, other}), do: {:direct, user!(user), user!(other)}
+  defp shared!(thread) when is_binary(thread), do: thread!(thread)
+  defp shared!(_), do: raise(ArgumentError, "expected a thread or {:direct, user, other}")
 
   @doc """
   Says what a device makes of the identity of another, as `safety_number/3` does, without the number: for lists of people:
@@ -928,23 +927,65 @@ defmodule Kith do
   def rotate_data_key(name, user), do: AccountLock.rotate(Instance.fetch!(name), user!(user))
 
   @doc """
+  Gives a thread of the archive another data key, and seals its messages anew under it, five hundred in a transaction, while traffic goes
+  on.
+
+  The thread is named as in `shred/2`. Until all messages have followed, the key of before is kept beside the new one, and
+  both open. A call that was interrupted is called again, on any node, or `rotate_keys/2` finishes it. Messages of locked accounts are
+  sealed anew too: below the thread's key they stay under the account's. A message that does not open is not written but counted as `:refused`;
+  then the key of before stays, and the thread gets no third one until that message is gone.
+
+  Returns how many messages were `:resealed` and `:refused`. Errors: `:key_not_found` when there is no such thread.
+  """
+  @spec rotate_thread_key(name, String.t() | {:direct, Address.user(), Address.user()}) ::
+          result(%{resealed: non_neg_integer, refused: non_neg_integer})
+  def rotate_thread_key(name, thread),
+    do: MessageArchive.rotate_key(Instance.fetch!(name), shared!(thread))
+
+  @doc """
   Wraps data keys anew under the current key-encryption key, after `:keys` has got another one. See the guide to the vault.
 
   All accounts, locked ones too, all threads, and the keys of the service itself, a hundred in a transaction, while traffic goes on. What is done is done: a call
   that was interrupted is called again, on any node. What does not open is not written, and counted as `:refused`; when nothing was,
-  and `:remaining` is empty, the retired key is needed no more.
+  and `:remaining` is empty, the retired key is needed no more. `Kith.Vault.rotate/2` is the same for a release, `mix kith.rotate` for a shell.
 
     * `:dry_run` - `true` writes nothing and counts what would be written.
-    * `:older_than` - seconds: also gives data keys that are older than that a successor, as `rotate_data_key/2` does. Accounts that are
-      locked, and threads, keep theirs.
+    * `:older_than` - seconds: also gives data keys that are older than that a successor, as `rotate_data_key/2` and
+      `rotate_thread_key/2` do. Accounts that are locked keep theirs: only their user can.
     * `:progress` - a function that is given the counts after each transaction.
 
-  Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`. Errors: those of the machinery.
+  Threads whose messages have not all followed to another data key are finished. Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`;
+  `:rotated` are accounts and threads. Errors: those of the machinery.
   """
   @spec rotate_keys(name, keyword) :: result(map)
   def rotate_keys(name, options \\ []) do
     options = lock_options!(options, [:dry_run, :older_than, :progress])
     Kith.Rotation.run(Instance.fetch!(name), options)
+  end
+
+  @doc """
+  Opens all that the database holds, and writes nothing: before a retired key is destroyed, or after a restore.
+
+  Data keys and the keys of the service, what accounts have, and the archive; traffic goes on, but for the account that is being read. `:progress` is a function that
+  is given the counts now and then. Returns
+
+    * `:opened` - keys and rows that opened. What a locked account keeps in the archive opens as far as its thread's key goes;
+    * `:damaged` - those that did not, and data keys under a key-encryption key that is not there. What lies below such a key is not counted;
+    * `:locked` - accounts that were locked: their keys opened as far as the server's keys go, their rows were passed over;
+    * `:outdated` - data keys that are not under the current key-encryption key.
+
+  Errors: those of the machinery.
+  """
+  @spec verify_keys(name, keyword) ::
+          result(%{
+            opened: non_neg_integer,
+            damaged: non_neg_integer,
+            locked: non_neg_integer,
+            outdated: non_neg_integer
+          })
+  def verify_keys(name, options \\ []) do
+    options = lock_options!(options, [:progress])
+    Kith.Rotation.verify(Instance.fetch!(name), options)
   end
 
   @doc """
@@ -1020,6 +1061,11 @@ defmodule Kith do
     for {key, value} <- Keyword.take(options, [:keep_tokens, :dry_run]), not is_boolean(value) do
       raise ArgumentError, "expected :#{key} to be a boolean"
     end
+
+    if fun = options[:progress],
+      do:
+        is_function(fun, 1) ||
+          raise(ArgumentError, "expected :progress to be a function of one argument")
 
     options
   end

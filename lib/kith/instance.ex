@@ -32,6 +32,10 @@ defmodule Kith.Instance do
     end
   end
 
+  @doc "Whether an instance runs on this node under a name."
+  @spec running?(term) :: boolean
+  def running?(name), do: Registry.lookup(Kith.Registry, {__MODULE__, name}) != []
+
   @doc """
   Runs one call in one transaction, repeated while it loses the race for a session.
 

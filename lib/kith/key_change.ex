@@ -8,7 +8,7 @@ defmodule Kith.KeyChange do
 
   import Kith.Unlocked, only: [is_locked: 1]
 
-  alias Kith.{Error, Instance, Unlocked}
+  alias Kith.{Error, Instance, ThreadKeys, Unlocked}
   alias Kith.Store.{Accounts, ArchivedMessages, Keys}
 
   # Rows that are sealed anew in one native call.
@@ -75,6 +75,38 @@ defmodule Kith.KeyChange do
           {written, refused + 1}
       end
     end)
+  end
+
+  @doc """
+  Opens what an account has and writes nothing: how many rows opened and how many did not. `:locked` for an account that is.
+
+  Calls of that account wait meanwhile: a session and its braid are read as they belong together.
+  """
+  @spec check(Instance.t(), term, Kith.Address.user()) ::
+          {:ok, {non_neg_integer, non_neg_integer}} | {:error, Error.t()}
+  def check(instance, repo, user) do
+    Keys.lock(repo, user)
+
+    case Accounts.data_key(repo, user) do
+      nil ->
+        {:ok, {0, 0}}
+
+      data_key ->
+        account = Unlocked.account(instance, {user, data_key})
+
+        rows =
+          for(row <- Keys.rows(repo, user), do: {row.kind, row.fields, row.fields, row.bytes}) ++
+            for {key, generation, state, braid} <- Keys.sessions(repo, user) do
+              fields = Keyword.values(key) ++ [generation, tag(braid)]
+              {"session", fields, fields, state}
+            end
+
+        {:ok,
+         rows
+         |> Enum.chunk_every(@batch)
+         |> Enum.flat_map(&resealed(instance, account, account, &1))
+         |> Enum.reduce({0, 0}, &ThreadKeys.count/2)}
+    end
   end
 
   # As the native library reads it: the end of the sealed braid, or nothing.

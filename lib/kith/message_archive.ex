@@ -5,7 +5,18 @@ defmodule Kith.MessageArchive do
 
   import Kith.Unlocked, only: [is_locked: 1]
 
-  alias Kith.{Address, Envelope, Error, Instance, KeyChange, Message, Registration, Telemetry}
+  alias Kith.{
+    Address,
+    Envelope,
+    Error,
+    Instance,
+    KeyChange,
+    Message,
+    Registration,
+    Telemetry,
+    ThreadKeys
+  }
+
   alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo}
 
   # The engine refuses a message it has opened before with one of these, by what has become of the session since. The
@@ -378,12 +389,14 @@ defmodule Kith.MessageArchive do
     end)
   end
 
+  @doc "Another data key for a thread, as nobody's: see Kith.ThreadKeys."
+  def rotate_key(instance, thread), do: ThreadKeys.rotate(instance, shared_id(thread))
+
+  defp shared_id({:direct, user, peer}), do: direct(user, peer)
+  defp shared_id(thread), do: thread_id(thread, nil)
+
   defp delete_thread(instance, thread) do
-    thread =
-      case thread do
-        {:direct, user, peer} -> direct(user, peer)
-        thread -> thread_id(thread, nil)
-      end
+    thread = shared_id(thread)
 
     Instance.transaction(instance, fn repo ->
       {{:ok, ArchivedMessages.delete_thread(repo, thread)}, []}

@@ -50,6 +50,7 @@ defmodule Kith.Native do
   def archive_seal(_vault, _thread, _account, _owner, _place, _content), do: not_loaded()
   def archive_open(_vault, _thread, _account, _owner, _rows), do: not_loaded()
   def archive_reseal(_vault, _thread, _accounts, _rows), do: not_loaded()
+  def thread_reseal(_vault, _before, _after, _rows), do: not_loaded()
 
   # device
   def identity_create(_vault, _account, _device), do: not_loaded()

@@ -3,7 +3,7 @@ defmodule Kith.Rotation do
   # Data keys under the current key-encryption key, and old data keys replaced. Where it was interrupted is in the rows
   # themselves: each names the key it is under.
 
-  alias Kith.{AccountLock, Error, Instance, Telemetry}
+  alias Kith.{AccountLock, Error, Instance, KeyChange, Telemetry, ThreadKeys}
   alias Kith.Store.{Accounts, ArchivedMessages, Keys, ServiceKeys}
 
   @batch 100
@@ -13,10 +13,9 @@ defmodule Kith.Rotation do
       counts = %{rewrapped: 0, current: 0, refused: 0, rotated: 0, remaining: %{}}
 
       result =
-        with {:ok, counts} <- each(instance, :account, "", counts, options),
-             {:ok, counts} <- each(instance, :thread, "", counts, options),
-             {:ok, counts} <- each(instance, :service, "", counts, options),
-             do: age(instance, counts, options)
+        with {:ok, counts} <- rewrap_all(instance, counts, options),
+             {:ok, counts} <- replace_old(instance, :account, "", counts, options),
+             do: replace_old(instance, :thread, "", counts, options)
 
       counts = with {:ok, counts} <- result, do: counts, else: (_ -> counts)
 
@@ -25,14 +24,31 @@ defmodule Kith.Rotation do
     end)
   end
 
+  @kinds [:account, :thread, :previous, :service]
+
+  defp rewrap_all(instance, counts, options) do
+    each_kind(counts, fn kind, counts ->
+      pages(instance, kind, "", counts, options, fn repo, rows, counts ->
+        Enum.reduce(rows, counts, &rewrap(instance, repo, kind, &1, &2, options))
+      end)
+    end)
+  end
+
+  defp each_kind(counts, fun) do
+    Enum.reduce_while(@kinds, {:ok, counts}, fn kind, {:ok, counts} ->
+      case fun.(kind, counts) do
+        {:ok, counts} -> {:cont, {:ok, counts}}
+        {:error, error} -> {:halt, {:error, error}}
+      end
+    end)
+  end
+
   # A page of accounts, threads or keys of the service in a transaction.
-  defp each(instance, kind, place, counts, options) do
+  defp pages(instance, kind, place, counts, options, fun) do
     result =
       Instance.transaction(instance, fn repo ->
         rows = keys(repo, kind, place)
-
-        {{:ok, {rows, Enum.reduce(rows, counts, &rewrap(instance, repo, kind, &1, &2, options))}},
-         []}
+        {{:ok, {rows, fun.(repo, rows, counts)}}, []}
       end)
 
     case result do
@@ -40,9 +56,9 @@ defmodule Kith.Rotation do
         {:ok, counts}
 
       {:ok, {rows, counts}} ->
-        if fun = options[:progress], do: fun.(counts)
+        if progress = options[:progress], do: progress.(counts)
         {last, _} = List.last(rows)
-        each(instance, kind, last, counts, options)
+        pages(instance, kind, last, counts, options, fun)
 
       {:error, error} ->
         {:error, error}
@@ -50,7 +66,11 @@ defmodule Kith.Rotation do
   end
 
   defp keys(repo, :account, place), do: Accounts.data_keys(repo, place, @batch)
-  defp keys(repo, :thread, place), do: ArchivedMessages.data_keys(repo, place, @batch)
+  defp keys(repo, :thread, place), do: ArchivedMessages.data_keys(repo, :data_key, place, @batch)
+
+  defp keys(repo, :previous, place),
+    do: ArchivedMessages.data_keys(repo, :previous_data_key, place, @batch)
+
   defp keys(repo, :service, place), do: ServiceKeys.wrapped(repo, place, @batch)
 
   defp rewrap(instance, repo, kind, {id, key}, counts, options) do
@@ -77,7 +97,7 @@ defmodule Kith.Rotation do
   defp native(instance, :account, user, data_key),
     do: Instance.native(instance, :account_rewrap, [instance.vault, user, data_key, false])
 
-  defp native(instance, :thread, thread, data_key),
+  defp native(instance, kind, thread, data_key) when kind in [:thread, :previous],
     do: Instance.native(instance, :thread_rewrap, [instance.vault, thread, data_key])
 
   defp native(instance, :service, _id, {purpose, public_key, wrapped}) do
@@ -92,7 +112,10 @@ defmodule Kith.Rotation do
     do: Keys.put_data_key(repo, user, before, data_key, nil)
 
   defp put(repo, :thread, thread, before, data_key),
-    do: ArchivedMessages.put_data_key(repo, thread, before, data_key)
+    do: ArchivedMessages.put_data_key(repo, :data_key, thread, before, data_key)
+
+  defp put(repo, :previous, thread, before, data_key),
+    do: ArchivedMessages.put_data_key(repo, :previous_data_key, thread, before, data_key)
 
   defp put(repo, :service, key_id, before, wrapped),
     do: ServiceKeys.rewrap(repo, key_id, before, wrapped)
@@ -105,39 +128,123 @@ defmodule Kith.Rotation do
 
   defp count(counts, key), do: Map.update!(counts, key, &(&1 + 1))
 
-  # The age policy, an account at a time.
-  defp age(instance, counts, options) do
-    case {options[:older_than], options[:dry_run]} do
-      {nil, _} -> {:ok, counts}
-      {seconds, dry_run} -> replace_old(instance, "", seconds, dry_run, counts, options)
-    end
-  end
+  # The age policy, an account or a thread at a time. A thread whose messages have not all followed to a key of theirs is
+  # finished, however old it is.
+  defp replace_old(instance, kind, place, counts, options) do
+    before = if seconds = options[:older_than], do: Instance.now(instance) - seconds * 1_000
 
-  defp replace_old(instance, place, seconds, dry_run, counts, options) do
-    before = Instance.now(instance) - seconds * 1_000
-
-    case Instance.transaction(instance, &{{:ok, Keys.old(&1, place, before, @batch)}, []}) do
+    case Instance.transaction(instance, &{{:ok, old(&1, kind, place, before)}, []}) do
       {:ok, []} ->
         {:ok, counts}
 
-      {:ok, users} ->
-        counts = Enum.reduce(users, counts, &replace(instance, &1, dry_run, &2))
+      {:ok, found} ->
+        dry_run = options[:dry_run] || false
+        counts = Enum.reduce(found, counts, &replace(instance, kind, &1, dry_run, &2))
         if fun = options[:progress], do: fun.(counts)
-        replace_old(instance, List.last(users), seconds, dry_run, counts, options)
+        replace_old(instance, kind, List.last(found), counts, options)
 
       {:error, error} ->
         {:error, error}
     end
   end
 
-  defp replace(_instance, _user, true, counts), do: count(counts, :rotated)
+  defp old(_repo, :account, _place, nil), do: []
+  defp old(repo, :account, place, before), do: Keys.old(repo, place, before, @batch)
+  defp old(repo, :thread, place, before), do: ArchivedMessages.old(repo, place, before, @batch)
 
-  defp replace(instance, user, _dry_run, counts) do
-    case AccountLock.rotate(instance, user) do
-      {:ok, _} -> count(counts, :rotated)
+  defp replace(_instance, _kind, _id, true, counts), do: count(counts, :rotated)
+
+  defp replace(instance, kind, id, _dry_run, counts) do
+    case replace(instance, kind, id) do
+      {:ok, %{refused: 0}} -> count(counts, :rotated)
       # Nobody but its user can.
       {:error, %Error{reason: :locked}} -> counts
-      {:error, _} -> count(counts, :refused)
+      # Shredded meanwhile.
+      {:error, %Error{reason: :key_not_found}} -> counts
+      _some_of_it_does_not_open -> count(counts, :refused)
+    end
+  end
+
+  defp replace(instance, :account, user), do: AccountLock.rotate(instance, user)
+  defp replace(instance, :thread, thread), do: ThreadKeys.rotate(instance, thread)
+
+  ## What opens
+
+  @doc "Opens all that there is, and writes nothing."
+  def verify(instance, options) do
+    Telemetry.span([:kith, :keys, :verify], %{instance: instance.name}, fn ->
+      counts = %{opened: 0, damaged: 0, locked: 0, outdated: 0}
+      result = each_kind(counts, &verify(instance, &1, "", &2, options))
+      measured = with {:ok, counts} <- result, do: counts, else: (_ -> counts)
+      {result, measured, Telemetry.outcome(result)}
+    end)
+  end
+
+  # Each in transactions of its own: traffic goes on.
+  defp verify(instance, kind, place, counts, options) do
+    with {:ok, [_ | _] = rows} <-
+           Instance.transaction(instance, &{{:ok, keys(&1, kind, place)}, []}),
+         {:ok, counts} <- verify_each(instance, kind, rows, counts) do
+      if fun = options[:progress], do: fun.(counts)
+      {last, _} = List.last(rows)
+      verify(instance, kind, last, counts, options)
+    else
+      {:ok, []} -> {:ok, counts}
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  defp verify_each(instance, kind, rows, counts) do
+    Enum.reduce_while(rows, {:ok, counts}, fn {id, key}, {:ok, counts} ->
+      case verify_key(instance, kind, id, key) do
+        {:ok, found} -> {:cont, {:ok, Map.merge(counts, found, fn _, one, two -> one + two end)}}
+        {:error, error} -> {:halt, {:error, error}}
+      end
+    end)
+  end
+
+  defp verify_key(instance, kind, id, key) do
+    case native(instance, kind, id, key) do
+      {:ok, rewrapped} ->
+        outdated = if rewrapped, do: 1, else: 0
+
+        with {:ok, found} <- below(instance, kind, id),
+             do: {:ok, Map.merge(found, %{opened: found.opened + 1, outdated: outdated})}
+
+      {:error, :panic} ->
+        {:error, Error.new(:panic)}
+
+      {:error, _} ->
+        {:ok, %{damaged: 1}}
+    end
+  end
+
+  defp below(instance, :account, user) do
+    result = Instance.transaction(instance, &{KeyChange.check(instance, &1, user), []})
+
+    case result do
+      {:ok, {opened, damaged}} -> {:ok, %{opened: opened, damaged: damaged}}
+      {:error, %Error{reason: :locked}} -> {:ok, %{opened: 0, locked: 1}}
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  defp below(instance, :thread, thread), do: messages(instance, thread, nil, {0, 0})
+  defp below(_instance, _kind, _id), do: {:ok, %{opened: 0}}
+
+  defp messages(instance, thread, last, {opened, damaged}) do
+    case Instance.transaction(
+           instance,
+           &{{:ok, ThreadKeys.check(instance, &1, thread, last)}, []}
+         ) do
+      {:ok, {_, _, nil}} ->
+        {:ok, %{opened: opened, damaged: damaged}}
+
+      {:ok, {more, refused, last}} ->
+        messages(instance, thread, last, {opened + more, damaged + refused})
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 end

@@ -49,6 +49,9 @@ defmodule Kith.Telemetry do
   | `[:kith, :archive, :shred, :start]` | `monotonic_time`, `system_time` | `instance` |
   | `[:kith, :archive, :shred, :stop]` | `monotonic_time`, `duration`, `messages` | the same, `result`, `reason` |
   | `[:kith, :archive, :shred, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :archive, :reseal, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :archive, :reseal, :stop]` | `monotonic_time`, `duration`, `resealed`, `refused` | the same, `result`, `reason` |
+  | `[:kith, :archive, :reseal, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :archive, :redelivery]` | `system_time`, `count` | `instance`, `user_id`, `device_id`, `peer_id`, `peer_device_id`, `reason` |
   | `[:kith, :account, :unlock, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `by` |
   | `[:kith, :account, :unlock, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason` |
@@ -59,6 +62,9 @@ defmodule Kith.Telemetry do
   | `[:kith, :keys, :rotate, :start]` | `monotonic_time`, `system_time` | `instance` |
   | `[:kith, :keys, :rotate, :stop]` | `monotonic_time`, `duration`, `rewrapped`, `current`, `refused`, `rotated` | the same, `result`, `reason` |
   | `[:kith, :keys, :rotate, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :keys, :verify, :start]` | `monotonic_time`, `system_time` | `instance` |
+  | `[:kith, :keys, :verify, :stop]` | `monotonic_time`, `duration`, `opened`, `damaged`, `locked`, `outdated` | the same, `result`, `reason` |
+  | `[:kith, :keys, :verify, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
   | `[:kith, :password, :hash, :start]` | `monotonic_time`, `system_time` | none |
   | `[:kith, :password, :hash, :stop]` | `monotonic_time`, `duration`, `waited` | `result`, `reason` |
   | `[:kith, :password, :hash, :exception]` | `monotonic_time`, `duration` | `kind`, `reason`, `stacktrace` |

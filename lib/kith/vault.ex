@@ -229,6 +229,41 @@ defmodule Kith.Vault do
     end
   end
 
+  @doc """
+  Rotates the keys of an instance of Kith, in a release or wherever its application may not be running.
+
+      $ bin/my_app eval 'Kith.Vault.rotate(MyApp.Kith) |> IO.inspect()'
+
+  As `Kith.rotate_keys/2`, with its options and errors, for the module that says `use Kith`. What does not run is started, and stopped again:
+  the instance, and with `:repo` the repository, but nothing else of the application. It goes on beside nodes that run. `mix kith.rotate` is this for a shell.
+
+  With `verify: true` it opens everything afterwards, as `Kith.verify_keys/2` does, and the result has `:verified`, with those counts.
+
+  This is about what Kith itself keeps. For fields of the application's tables see `Kith.Vault.Migrator`.
+
+  Errors: also `:storage` when the instance does not start; the detail says why.
+  """
+  @spec rotate(module, keyword) :: {:ok, map} | {:error, Error.t()}
+  def rotate(instance, options \\ []) do
+    if not (is_atom(instance) and Code.ensure_loaded?(instance) and
+              function_exported?(instance, :__kith__, 1)),
+       do: raise(ArgumentError, "expected a module that says `use Kith`")
+
+    {verify, options} =
+      if is_list(options), do: Keyword.pop(options, :verify, false), else: {false, options}
+
+    case Kith.Standalone.run(instance, fn -> rotate_and_verify(instance, options, verify) end) do
+      {:ok, result} -> result
+      {:error, message} -> {:error, Error.new(:storage, message)}
+    end
+  end
+
+  defp rotate_and_verify(instance, options, verify) do
+    with {:ok, counts} <- Kith.rotate_keys(instance, options),
+         {:ok, found} <- if(verify, do: Kith.verify_keys(instance), else: {:ok, nil}),
+         do: {:ok, if(found, do: Map.put(counts, :verified, found), else: counts)}
+  end
+
   @doc false
   def encrypt(vault, plaintext, options) do
     binary!(plaintext, "the plaintext")

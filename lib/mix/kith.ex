@@ -21,42 +21,11 @@ defmodule Mix.Kith do
   Without `create: true` an embedded database has to be there.
   """
   def start!(module, options \\ []) do
-    {:ok, _} = Application.ensure_all_started(:kith)
-
-    case module.__kith__(:options)[:repo] do
-      nil ->
-        # A start would make one.
-        path = module.__kith__(:options)[:database] || %Kith.Options{}.database
-
-        if path == :memory,
-          do:
-            Mix.raise(
-              "the database of #{inspect(module)} is in the memory of the process that runs it: call #{inspect(module)}.doctor/0 there"
-            )
-
-        if not (options[:create] || File.exists?(path)),
-          do: Mix.raise("there is no database #{path}")
-
-      repo ->
-        for app <- [:ecto_sql, :postgrex], do: Application.ensure_all_started(app)
-
-        if Code.ensure_loaded?(repo) and function_exported?(repo, :start_link, 1),
-          do: repo.start_link(pool_size: 2)
-    end
-
-    # Keys are left to the application.
-    case module.start_link(maintenance_interval: :off) do
-      {:ok, _} -> :ok
-      {:error, {:already_started, _}} -> :ok
-      {:error, reason} -> Mix.raise("#{inspect(module)} does not start: #{reason(reason)}")
+    case Kith.Standalone.start(module, options) do
+      {:ok, _started} -> :ok
+      {:error, message} -> Mix.raise(message)
     end
   end
-
-  defp reason({:shutdown, {:failed_to_start_child, _child, %{__exception__: true} = error}}),
-    do: Exception.message(error)
-
-  defp reason(%{__exception__: true} = error), do: Exception.message(error)
-  defp reason(other), do: inspect(other)
 
   @doc "The switches `secret!/2` reads."
   def secret_switches do

@@ -111,6 +111,11 @@ defmodule Kith.PanicTest do
     Native.archive_reseal(c.vault, c.thread, accounts, rows)
   end
 
+  defp call(:thread_reseal, c) do
+    rows = [{{"alice", 1}, @place, "not sealed"}, :no_row]
+    Native.thread_reseal(c.vault, c.thread, c.thread, rows)
+  end
+
   defp call(:field_vault_open, _), do: Native.field_vault_open("a", @ciphers)
   defp call(:field_encrypt, c), do: Native.field_encrypt(c.field_vault, nil, ["a"], "text")
 

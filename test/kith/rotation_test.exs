@@ -114,14 +114,225 @@ defmodule Kith.RotationTest do
     Kith.unlock!(kith, "cleo", "correct horse battery")
     Kith.lock!(kith, "cleo")
     assert %{rotated: 0} = Kith.rotate_keys!(kith, older_than: 1_000)
-    assert %{rotated: 3} = Kith.rotate_keys!(kith, older_than: 50, dry_run: true)
-    assert %{rotated: 2, refused: 0} = Kith.rotate_keys!(kith, older_than: 50)
+    assert %{rotated: 4} = Kith.rotate_keys!(kith, older_than: 50, dry_run: true)
+    # Two accounts and a thread.
+    assert %{rotated: 3, refused: 0} = Kith.rotate_keys!(kith, older_than: 50)
     assert %{rotated: 0} = Kith.rotate_keys!(kith, older_than: 50)
     assert send!(kith, "anna", "ben", "x") == "x"
   end
 
   test "takes options of the right kind", %{kith: kith} do
-    for options <- [[older: 1], [older_than: 0], [older_than: "1"], [dry_run: 1], :all],
+    assert_raise ArgumentError, fn -> Kith.verify_keys(kith, dry_run: true) end
+
+    for options <- [
+          [progress: 1],
+          [older: 1],
+          [older_than: 0],
+          [older_than: "1"],
+          [dry_run: 1],
+          :all
+        ],
         do: assert_raise(ArgumentError, fn -> Kith.rotate_keys(kith, options) end)
+  end
+
+  describe "rotate_thread_key/2" do
+    setup %{kith: kith} do
+      register!(kith, ["dora"])
+
+      for n <- 1..4, from <- ~w(anna dora cleo) do
+        others = ~w(anna dora cleo) -- [from]
+
+        for {to, {:ok, envelope}} <-
+              Kith.encrypt_group!(kith, from, others, "#{from} #{n}", thread: "all"),
+            do: Kith.decrypt!(kith, to, envelope, thread: "all")
+      end
+
+      :ok
+    end
+
+    defp contents(kith),
+      do:
+        sql!(
+          kith,
+          "SELECT user_id, message_id, content, owner_key_id FROM signal_archived_messages WHERE thread_id = 't:all' ORDER BY 1, 2"
+        )
+
+    defp keys(kith),
+      do:
+        hd(
+          sql!(
+            kith,
+            "SELECT data_key, previous_data_key FROM signal_threads WHERE thread_id = 't:all'"
+          )
+        )
+
+    defp texts(kith, user),
+      do: Enum.map(Kith.history!(kith, user, "all").messages, & &1.plaintext)
+
+    defp say!(kith, from, to, text) do
+      [envelope] = Kith.encrypt!(kith, from, to, text, thread: "all")
+      Kith.decrypt!(kith, to, envelope, thread: "all")
+    end
+
+    defp key_id(<<_, _, id::binary-8, _::binary>>), do: id
+
+    test "seals all messages of a thread anew, those of locked accounts too, and forgets the key of before",
+         %{kith: kith} do
+      texts = texts(kith, "anna")
+      assert length(texts) == 12
+      Kith.lock!(kith, "cleo")
+      before = contents(kith)
+      [old, nil] = keys(kith)
+
+      assert %{resealed: 36, refused: 0} = Kith.rotate_thread_key!(kith, "all")
+      assert [new, nil] = keys(kith)
+      assert key_id(new) != key_id(old)
+
+      for {[user, id, was, owner], [user, id, is, owner]} <- Enum.zip(before, contents(kith)) do
+        assert was != is
+        assert key_id(is) == key_id(new)
+      end
+
+      assert texts(kith, "anna") == texts
+      Kith.unlock!(kith, "cleo", "correct horse battery")
+      assert Enum.sort(texts(kith, "cleo")) == Enum.sort(texts)
+
+      # The other thread is as it was.
+      assert length(Kith.history!(kith, "anna", {:direct, "ben"}).messages) == 3
+      assert %{resealed: 6} = Kith.rotate_thread_key!(kith, {:direct, "ben", "anna"})
+      assert length(Kith.history!(kith, "anna", {:direct, "ben"}).messages) == 3
+    end
+
+    test "goes on where it was interrupted, and until then both keys open", %{
+      kith: kith,
+      options: options
+    } do
+      texts = texts(kith, "anna")
+      before = contents(kith)
+      [old, nil] = keys(kith)
+      Kith.rotate_thread_key!(kith, "all")
+      [new, nil] = keys(kith)
+
+      # As it was after half of it.
+      blob = &if(store() == :postgres, do: &1, else: {:blob, &1})
+
+      sql!(kith, "UPDATE signal_threads SET previous_data_key = $1 WHERE thread_id = 't:all'", [
+        blob.(old)
+      ])
+
+      for [user, id, content, _] <- Enum.take_every(before, 2) do
+        sql!(
+          kith,
+          "UPDATE signal_archived_messages SET content = $1 WHERE user_id = $2 AND message_id = $3",
+          [blob.(content), user, blob.(id)]
+        )
+      end
+
+      assert texts(kith, "anna") == texts
+      assert %{damaged: 0, outdated: 0} = Kith.verify_keys!(kith)
+
+      # Another key-encryption key takes both along.
+      kith = restart!(kith, options, 2, [1])
+      assert %{refused: 0, rewrapped: 7, rotated: 1} = Kith.rotate_keys!(kith, dry_run: true)
+      assert %{refused: 0, rewrapped: 7, rotated: 1} = Kith.rotate_keys!(kith)
+      kith = restart!(kith, options, 2, [])
+      assert texts(kith, "anna") == texts
+      # It was finished, and then had another successor.
+      assert [newer, nil] = keys(kith)
+      assert key_id(newer) not in [key_id(old), key_id(new)]
+      assert %{damaged: 0, outdated: 0, locked: 1, opened: opened} = Kith.verify_keys!(kith)
+      assert opened > 36
+    end
+
+    test "writes nothing that does not open, and keeps the key of before for it", %{kith: kith} do
+      [[user, id, content, _] | _] = contents(kith)
+      junk = corrupt(content, 40)
+      value = &if(store() == :postgres, do: &1, else: {:blob, &1})
+
+      put =
+        &sql!(
+          kith,
+          "UPDATE signal_archived_messages SET content = $1 WHERE user_id = $2 AND message_id = $3",
+          [value.(&1), user, value.(id)]
+        )
+
+      put.(junk)
+      assert %{damaged: 1} = Kith.verify_keys!(kith)
+      [old, nil] = keys(kith)
+      # Nothing has to follow yet, so nothing is known of it.
+      assert %{resealed: 35, refused: 1} = Kith.rotate_thread_key!(kith, "all")
+      assert [new, ^old] = keys(kith)
+      assert [_, _, ^junk, _] = Enum.find(contents(kith), &match?([^user, ^id | _], &1))
+
+      # No third key, or it would be lost.
+      assert %{resealed: 0, refused: 1} = Kith.rotate_thread_key!(kith, "all")
+      assert [^new, ^old] = keys(kith)
+      assert %{refused: 1} = Kith.rotate_keys!(kith)
+
+      # Mended, it follows.
+      put.(content)
+      assert %{resealed: 37, refused: 0} = Kith.rotate_thread_key!(kith, "all")
+      assert [_, nil] = keys(kith)
+      assert length(texts(kith, user)) == 12
+    end
+
+    test "goes on while people write", %{kith: kith} do
+      people = ~w(anna dora)
+
+      writers =
+        for {from, to} <- Enum.zip(people, Enum.reverse(people)) do
+          Task.async(fn ->
+            for n <- 1..15, do: say!(kith, from, to, "later #{n}")
+          end)
+        end
+
+      for _ <- 1..3, do: assert(%{refused: 0} = Kith.rotate_thread_key!(kith, "all"))
+      Task.await_many(writers, 60_000)
+      assert %{refused: 0} = Kith.rotate_thread_key!(kith, "all")
+      assert [_, nil] = keys(kith)
+      assert %{damaged: 0} = Kith.verify_keys!(kith)
+      assert length(texts(kith, "anna")) == 12 + 30
+      assert nil not in texts(kith, "dora")
+    end
+
+    test "knows no thread that is not there", %{kith: kith} do
+      assert {:error, %{reason: :key_not_found}} = Kith.rotate_thread_key(kith, "none")
+      assert_raise ArgumentError, fn -> Kith.rotate_thread_key(kith, {:direct, "anna"}) end
+    end
+  end
+
+  test "verify_keys/2 counts what does not open, and changes nothing", %{
+    kith: kith,
+    options: options
+  } do
+    Kith.lock!(kith, "cleo")
+    before = rows(kith)
+    assert %{damaged: 0, locked: 1, outdated: 0, opened: opened} = Kith.verify_keys!(kith)
+    Kith.unlock!(kith, "cleo", "correct horse battery")
+    assert %{damaged: 0, locked: 0, opened: more} = Kith.verify_keys!(kith)
+    assert more > opened
+    assert rows(kith) == before
+
+    kith = restart!(kith, options, 2, [1])
+    assert %{outdated: 4, damaged: 0} = Kith.verify_keys!(kith)
+    kith = restart!(kith, options, 3, [])
+    assert %{damaged: 4, opened: 0} = Kith.verify_keys!(kith)
+    kith = restart!(kith, options, 1, [])
+
+    [[private_key]] =
+      sql!(kith, "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'")
+
+    value =
+      if store() == :postgres,
+        do: corrupt(private_key, 40),
+        else: {:blob, corrupt(private_key, 40)}
+
+    sql!(
+      kith,
+      "UPDATE signal_identity_keys SET private_key_encrypted = $1 WHERE user_id = 'anna'",
+      [value]
+    )
+
+    assert %{damaged: 1} = Kith.verify_keys!(kith)
   end
 end

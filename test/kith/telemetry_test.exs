@@ -53,6 +53,8 @@ defmodule Kith.TelemetryTest do
     {:error, _} = Kith.unlock(kith, "cleo", "wrong horse")
     Kith.unlock_with_token!(kith, "cleo", Kith.unlock_token!(kith, "cleo"))
     Kith.rotate_keys!(kith)
+    Kith.verify_keys!(kith)
+    Kith.rotate_thread_key!(kith, {:direct, "anna", "ben"})
     raise_and_clear_an_alert(kith)
     :ok = Native.panic_arm("session_encrypt", 1)
     {:error, %{reason: :panic}} = Kith.encrypt(kith, "anna", "ben", "hello")
@@ -77,7 +79,9 @@ defmodule Kith.TelemetryTest do
           [:archive, :shred],
           [:account, :unlock],
           [:account, :reseal],
+          [:archive, :reseal],
           [:keys, :rotate],
+          [:keys, :verify],
           [:password, :hash],
           [:password, :verify],
           [:vault, :migrate],

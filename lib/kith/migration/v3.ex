@@ -10,7 +10,9 @@ defmodule Kith.Migration.V3 do
     [
       # When the data key was drawn, if it is not the first one.
       "ALTER TABLE kith.signal_accounts ADD COLUMN key_changed_at BIGINT",
-
+      "ALTER TABLE kith.signal_threads ADD COLUMN key_changed_at BIGINT",
+      # The one before, for as long as messages are sealed under it.
+      "ALTER TABLE kith.signal_threads ADD COLUMN previous_data_key #{bytes}",
       # The id of the data key of the owner's account under which the content is sealed too: that account is locked.
       "ALTER TABLE kith.signal_archived_messages ADD COLUMN owner_key_id #{bytes}",
       # Data keys an account had before: notes to oneself lie with the application, and are sealed under them.
@@ -131,6 +133,8 @@ defmodule Kith.Migration.V3 do
       "DROP TABLE kith.signal_retired_keys",
       "DROP TABLE kith.signal_unlock_tokens",
       "ALTER TABLE kith.signal_accounts DROP COLUMN key_changed_at",
+      "ALTER TABLE kith.signal_threads DROP COLUMN key_changed_at",
+      "ALTER TABLE kith.signal_threads DROP COLUMN previous_data_key",
       "ALTER TABLE kith.signal_archived_messages DROP COLUMN owner_key_id",
       "DROP TABLE kith.signed_service_keys",
       "DROP TABLE kith.signed_nonces",

@@ -3,12 +3,17 @@ defmodule Kith.Store.ArchivedMessages do
   # signal_threads and signal_archived_messages: the data keys of conversations and what is sealed under them.
 
   alias Kith.Address
-  alias Kith.Store.{Repo, SQL}
+  alias Kith.Store.{Keys, Repo, SQL}
 
   # SQLite keeps anything in any column. What cannot have been written here is left out: it has no place in the order
   # of the others, and nobody could page past it. Its blobs come after all else, so $6 is an empty one.
   @well_formed "CAST(position AS BIGINT) = position AND position >= 0 AND length(message_id) = 16 AND message_id >= $6"
   @alive "(expires_at IS NULL OR expires_at > $3)"
+
+  @columns """
+  m.thread_id, t.data_key, t.previous_data_key, m.owner_key_id, m.position, m.message_id, m.peer_id, m.peer_device_id, m.sent_at,
+  m.expires_at, m.content
+  """
 
   @type key :: {position :: non_neg_integer, message_id :: binary}
 
@@ -22,7 +27,7 @@ defmodule Kith.Store.ArchivedMessages do
         }
 
   @typedoc """
-  Thread and its wrapped data key, the id of the data key of the owner's account under which the content lies too (of an
+  Thread and the wrapped data key of it under which the content lies, the id of the data key of the owner's account under which the content lies too (of an
   account that is or was locked, else nil), place, and content as it is sealed.
   """
   @type message :: {String.t(), nil | binary, nil | binary, place, binary}
@@ -42,22 +47,110 @@ defmodule Kith.Store.ArchivedMessages do
     end
   end
 
-  @doc "Threads and their wrapped data keys, some at a time, in the order of the threads."
-  @spec data_keys(Repo.repo(), String.t(), pos_integer) :: [{String.t(), binary}]
-  def data_keys(repo, after_thread, limit) do
+  @doc "The wrapped data key of a thread and the one it had before, while messages are still sealed under that."
+  @spec keys(Repo.repo(), String.t()) :: nil | {binary, nil | binary}
+  def keys(repo, thread), do: keys(repo, thread, "")
+
+  @doc "The same. Waits for those who write into the thread, and nobody else begins to before the transaction is over."
+  @spec lock(Repo.repo(), String.t()) :: nil | {binary, nil | binary}
+  def lock(repo, thread),
+    do: keys(repo, thread, if(Repo.dialect(repo) == :postgres, do: " FOR UPDATE", else: ""))
+
+  defp keys(repo, thread, lock) do
+    sql =
+      "SELECT data_key, previous_data_key FROM kith.signal_threads WHERE thread_id = $1" <> lock
+
+    case Repo.rows(repo, sql, [thread]) do
+      [] -> nil
+      [[data_key, previous]] -> {data_key, previous}
+    end
+  end
+
+  @typedoc "Which of the two keys of a thread."
+  @type which :: :data_key | :previous_data_key
+
+  @doc "Threads and one of their wrapped data keys, some at a time, in the order of the threads."
+  @spec data_keys(Repo.repo(), which, String.t(), pos_integer) :: [{String.t(), binary}]
+  def data_keys(repo, which, after_thread, limit) do
     sql = """
-    SELECT thread_id, data_key FROM kith.signal_threads WHERE thread_id > $1
-    ORDER BY thread_id LIMIT $2
+    SELECT thread_id, #{which} FROM kith.signal_threads
+    WHERE thread_id > $1 AND #{which} IS NOT NULL ORDER BY thread_id LIMIT $2
     """
 
     for [thread, data_key] <- Repo.rows(repo, sql, [after_thread, limit]), do: {thread, data_key}
   end
 
-  @doc "Gives a thread its data key wrapped anew. Returns 0 when it was not the one that is there."
-  def put_data_key(repo, thread, before, data_key) do
-    sql = "UPDATE kith.signal_threads SET data_key = $3 WHERE thread_id = $1 AND data_key = $2"
+  @doc "Gives a thread one of its data keys wrapped anew. Returns 0 when it was not the one that is there."
+  @spec put_data_key(Repo.repo(), which, String.t(), binary, binary) :: non_neg_integer
+  def put_data_key(repo, which, thread, before, data_key) do
+    sql = "UPDATE kith.signal_threads SET #{which} = $3 WHERE thread_id = $1 AND #{which} = $2"
     Repo.execute(repo, sql, [thread, {:blob, before}, {:blob, data_key}])
   end
+
+  @doc "Gives a thread another data key, beside the one it had."
+  @spec replace_data_key(Repo.repo(), String.t(), binary, integer) :: non_neg_integer
+  def replace_data_key(repo, thread, data_key, now) do
+    sql = """
+    UPDATE kith.signal_threads SET previous_data_key = data_key, data_key = $2, key_changed_at = $3
+    WHERE thread_id = $1 AND previous_data_key IS NULL
+    """
+
+    Repo.execute(repo, sql, [thread, {:blob, data_key}, now])
+  end
+
+  @doc "Forgets the data key a thread had."
+  @spec forget_previous(Repo.repo(), String.t()) :: non_neg_integer
+  def forget_previous(repo, thread) do
+    sql = "UPDATE kith.signal_threads SET previous_data_key = NULL WHERE thread_id = $1"
+    Repo.execute(repo, sql, [thread])
+  end
+
+  @doc "Threads whose data key was drawn before a time, or whose messages have not all followed to theirs; some at a time."
+  @spec old(Repo.repo(), String.t(), integer, pos_integer) :: [String.t()]
+  def old(repo, after_thread, before, limit) do
+    sql = """
+    SELECT thread_id FROM kith.signal_threads
+    WHERE thread_id > $1 AND (previous_data_key IS NOT NULL OR COALESCE(key_changed_at, created_at) < $2)
+    ORDER BY thread_id LIMIT $3
+    """
+
+    for [thread] <- Repo.rows(repo, sql, [after_thread, before, limit]), do: thread
+  end
+
+  @typedoc "User, device, position and message id: where a message stands among all of its thread."
+  @type cursor :: [term]
+
+  @doc """
+  Messages of a thread with their devices behind a cursor, some at a time: those that are sealed under the data key with an id, or
+  all of them.
+  """
+  @spec in_thread(Repo.repo(), String.t(), nil | binary, cursor, pos_integer) :: [
+          {Address.device(), message}
+        ]
+  def in_thread(repo, thread, key_id, [user, device, position, message_id], limit) do
+    {condition, params} =
+      if key_id, do: {"AND substr(m.content, 3, 8) = $7", [{:blob, key_id}]}, else: {"", []}
+
+    sql = """
+    SELECT m.user_id, m.device_id, #{@columns}
+    FROM kith.signal_archived_messages m JOIN kith.signal_threads t ON t.thread_id = m.thread_id
+    WHERE m.thread_id = $1 AND (m.user_id, m.device_id, m.position, m.message_id) > ($3, $4, $5, $6)
+      #{condition}
+    ORDER BY m.user_id, m.device_id, m.position, m.message_id LIMIT $2
+    """
+
+    params = [thread, limit, user, device, position, {:blob, message_id} | params]
+
+    for [user, device | row] <- Repo.rows(repo, sql, params),
+        do: {{user, device}, message(row)}
+  end
+
+  @doc "The cursor before all messages, or that of one of them."
+  @spec cursor(nil | {Address.t(), message}) :: cursor
+  def cursor(nil), do: ["", 0, 0, ""]
+
+  def cursor({{user, device}, {_, _, _, place, _}}),
+    do: [user, device, place.position, place.message_id]
 
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_thread(repo, thread, data_key, now) do
@@ -158,11 +251,6 @@ defmodule Kith.Store.ArchivedMessages do
   defp before(position, message_id, {at, id}),
     do: {"AND (position, message_id) < (#{position}, #{message_id})", [at, {:blob, id}]}
 
-  @columns """
-  m.thread_id, t.data_key, m.owner_key_id, m.position, m.message_id, m.peer_id, m.peer_device_id, m.sent_at,
-  m.expires_at, m.content
-  """
-
   @doc "What `message/1` reads, where the messages are `m` and their threads `t`."
   def columns, do: @columns
 
@@ -179,6 +267,7 @@ defmodule Kith.Store.ArchivedMessages do
   def message([
         thread,
         data_key,
+        previous,
         owner_key_id,
         position,
         message_id,
@@ -196,8 +285,14 @@ defmodule Kith.Store.ArchivedMessages do
       expires_at: expires_at
     }
 
-    {thread, data_key, owner_key_id, place, content}
+    {thread, key_of(content, data_key, previous), owner_key_id, place, content}
   end
+
+  # The content says under which of the two it is sealed; what says neither opens under neither.
+  defp key_of(content, data_key, previous) when previous != nil,
+    do: if(Keys.key_id(content) == Keys.key_id(previous), do: previous, else: data_key)
+
+  defp key_of(_content, data_key, nil), do: data_key
 
   @doc """
   Messages of a user that do not lie under the data key of the account that they should: `wanted` is its id, or nil for none. A

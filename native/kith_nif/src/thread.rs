@@ -159,6 +159,31 @@ fn archive_open<'a>(
 /// Whose row it is, where it stands, and how it is sealed.
 type OwnedRow<'a> = (OwnerTerm<'a>, PlaceTerm<'a>, Binary<'a>);
 
+/// Seals messages of a thread anew under another data key of it: the new content of each, or why it does not open. What
+/// is under the key of an account below stays so, whether that is locked or not.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn thread_reseal<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    before: Row<Thread<'a>>,
+    after: Row<Thread<'a>>,
+    rows: Vec<Row<OwnedRow<'a>>>,
+) -> Term<'a> {
+    seam::call(env, "thread_reseal", || {
+        let (before, after) = (before.get()?, after.get()?);
+        let (from, to) = (vault.thread_key(before)?, vault.thread_key(after)?);
+        let mut rng = random()?;
+        let mut reseal = |row: &Row<OwnedRow<'_>>| {
+            let (owner, place, sealed) = row.get()?;
+            let context = place.context(before.0.as_slice(), owner);
+            let content = from.open(&context, sealed)?;
+            let context = place.context(after.0.as_slice(), owner);
+            Ok::<_, Reason>(Bytes(to.seal(&mut rng, &context, &content)?))
+        };
+        Ok::<_, Reason>(rows.iter().map(&mut reseal).collect::<Vec<_>>())
+    })
+}
+
 /// Seals messages of a thread anew, under another data key of their owner's account, or none.
 /// The new content of each, or why it does not open.
 #[rustler::nif(schedule = "DirtyCpu")]

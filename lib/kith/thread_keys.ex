@@ -1,0 +1,150 @@
+defmodule Kith.ThreadKeys do
+  @moduledoc false
+  # Another data key for a thread. From then on messages are sealed under it, and those that are there follow, some in a
+  # transaction, since there may be very many. Until all have, the thread keeps the key of before beside it, and each message
+  # says which of the two it is under.
+
+  alias Kith.{Error, Instance, Telemetry}
+  alias Kith.Store.{ArchivedMessages, Keys}
+
+  # Rows that are sealed anew in one native call and transaction.
+  @batch 500
+
+  @none %{resealed: 0, refused: 0}
+
+  @doc "Gives a thread another data key. One that was interrupted is finished first."
+  @spec rotate(Instance.t(), String.t()) ::
+          {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
+  def rotate(instance, thread) do
+    Telemetry.span([:kith, :archive, :reseal], %{instance: instance.name}, fn ->
+      result =
+        with {:ok, %{refused: 0} = counts} <- follow(instance, thread),
+             {:ok, data_key} <- native(instance, :thread_create, [thread]),
+             :ok <- replace(instance, thread, data_key),
+             do: follow(instance, thread, counts)
+
+      counts = with {:ok, counts} <- result, do: counts, else: (_ -> @none)
+      {result, counts, Telemetry.outcome(result)}
+    end)
+  end
+
+  defp replace(instance, thread, data_key) do
+    result =
+      Instance.transaction(instance, fn repo ->
+        case ArchivedMessages.lock(repo, thread) do
+          nil ->
+            {{:error, Error.new(:key_not_found, "there is no such thread")}, []}
+
+          {_data_key, _previous} ->
+            now = Instance.now(instance)
+            # Nothing where another node has begun meanwhile: that is as good.
+            {{:ok, ArchivedMessages.replace_data_key(repo, thread, data_key, now)}, []}
+        end
+      end)
+
+    with {:ok, _} <- result, do: :ok
+  end
+
+  # All messages that are under the key of before, page by page, and that key is forgotten. It stays where one does not open.
+  defp follow(instance, thread, counts \\ @none) do
+    with {:ok, %{refused: 0} = counts} <- follow(instance, thread, nil, counts),
+         {:ok, forgotten} <- forget(instance, thread) do
+      # If it was not: somebody had read the key before there was another one, and has written under it.
+      if forgotten, do: {:ok, counts}, else: follow(instance, thread, counts)
+    end
+  end
+
+  defp follow(instance, thread, last, counts) do
+    case Instance.transaction(instance, &{page(instance, &1, thread, last), []}) do
+      {:ok, :done} ->
+        {:ok, counts}
+
+      {:ok, {last, written, refused}} ->
+        counts = %{
+          resealed: counts.resealed + written,
+          refused: counts.refused + refused
+        }
+
+        follow(instance, thread, last, counts)
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  defp page(instance, repo, thread, last) do
+    with {data_key, previous} when previous != nil <- ArchivedMessages.keys(repo, thread),
+         [_ | _] = rows <- under(repo, thread, previous, ArchivedMessages.cursor(last), @batch),
+         keys = [{thread, previous}, {thread, data_key}],
+         {:ok, results} <- native(instance, :thread_reseal, keys ++ [sealed(rows)]) do
+      {written, refused} = put(repo, Enum.zip(rows, results))
+      {:ok, {List.last(rows), written, refused}}
+    else
+      {:error, error} -> {:error, error}
+      _no_thread_or_no_key_or_no_row -> {:ok, :done}
+    end
+  end
+
+  defp under(repo, thread, data_key, cursor, limit),
+    do: ArchivedMessages.in_thread(repo, thread, Keys.key_id(data_key), cursor, limit)
+
+  defp sealed(rows),
+    do: for({owner, {_, _, _, place, content}} <- rows, do: {owner, place, content})
+
+  defp put(repo, rows) do
+    Enum.reduce(rows, {0, 0}, fn
+      {{owner, {_, _, owner_key_id, place, content}}, {:ok, resealed}}, {written, refused} ->
+        id = place.message_id
+
+        # Nothing where it was deleted or sealed anew meanwhile; the next round finds it if it has to be done still.
+        changed = ArchivedMessages.put_content(repo, owner, id, content, resealed, owner_key_id)
+        {written + changed, refused}
+
+      {_row, {:error, _}}, {written, refused} ->
+        {written, refused + 1}
+    end)
+  end
+
+  # Whether the thread has one key now.
+  defp forget(instance, thread) do
+    Instance.transaction(instance, fn repo ->
+      with {_data_key, previous} when previous != nil <- ArchivedMessages.lock(repo, thread),
+           [] <- under(repo, thread, previous, ArchivedMessages.cursor(nil), 1) do
+        ArchivedMessages.forget_previous(repo, thread)
+        {{:ok, true}, []}
+      else
+        [_ | _] -> {{:ok, false}, []}
+        _no_thread_or_one_key -> {{:ok, true}, []}
+      end
+    end)
+  end
+
+  @doc "Opens messages of a thread and writes nothing: how many opened and how many did not, and the last one, or nil behind it."
+  @spec check(Instance.t(), Kith.Store.Repo.repo(), String.t(), term) ::
+          {non_neg_integer, non_neg_integer, term}
+  def check(instance, repo, thread, last) do
+    rows = ArchivedMessages.in_thread(repo, thread, nil, ArchivedMessages.cursor(last), @batch)
+
+    {opened, damaged} =
+      rows
+      |> Enum.group_by(fn {_owner, {_, data_key, _, _, _}} -> data_key end)
+      |> Enum.reduce({0, 0}, fn {data_key, rows}, counts ->
+        key = {thread, data_key}
+
+        case Instance.sealed(instance, :thread_reseal, [key, key, sealed(rows)]) do
+          {:ok, results} -> Enum.reduce(results, counts, &count/2)
+          {:error, :panic} -> raise Error.new(:panic)
+          {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
+        end
+      end)
+
+    {opened, damaged, List.last(rows)}
+  end
+
+  @doc false
+  def count({:ok, _}, {opened, damaged}), do: {opened + 1, damaged}
+  def count({:error, _}, {opened, damaged}), do: {opened, damaged + 1}
+
+  defp native(instance, function, arguments),
+    do: Error.from_native(Instance.sealed(instance, function, arguments))
+end
