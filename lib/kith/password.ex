@@ -39,7 +39,7 @@ defmodule Kith.Password do
 
       config :kith, Kith.Password, memory: 32_768
 
-  An application's tests are quicker with `memory: 8_192, passes: 1`. Change the defaults by configuration rather than by
+  `calibrate/1` measures what the machine can do in the time a login may take. An application's tests are quicker with `memory: 8_192, passes: 1`. Change the defaults by configuration rather than by
   arguments, so that `dummy_verify/1` takes as long as the others do. A user whose hash was made with other parameters takes
   another time until `needs_rehash?/2` has led to a new one.
 
@@ -83,6 +83,9 @@ defmodule Kith.Password do
     parallelism: {:integer, 1..64}
   ]
   @max_work 1_048_576
+
+  # KiB. The least that OWASP's cheat sheet on passwords has, with two passes.
+  @least 19_456
 
   @typedoc "What a hash costs."
   @type option :: {:memory, pos_integer} | {:passes, pos_integer} | {:parallelism, pos_integer}
@@ -176,6 +179,67 @@ defmodule Kith.Password do
     binary!(hash, "the hash")
     parameters = parameters!(options)
     inspected(hash) != {:ok, {parameters, true}}
+  end
+
+  @doc """
+  Measures what this machine can do, and returns costs whose hash takes about so long, with the milliseconds it took.
+
+      iex> {costs, _milliseconds} = Kith.Password.calibrate(milliseconds: 10, memory: 19_456)
+      iex> {costs[:memory], costs[:passes] >= 2}
+      {19_456, true}
+
+  Call it on the machine that will hash, while that is not busy, and put the costs into the configuration:
+
+      $ bin/my_app eval 'Kith.Password.calibrate(milliseconds: 300) |> IO.inspect()'
+      {[memory: 65536, passes: 6, parallelism: 4], 289}
+
+    * `:milliseconds` - how long, 10 to 10,000. Default 250. A login takes so much longer, and so does each guess of somebody who has stolen the
+      database.
+    * `:memory` - KiB, 19,456 to 262,144, that a hash may take. Default 65,536. As many hashes at once as "Many at once" says have it all.
+
+  Memory before passes: it is halved only where two passes over it would take longer. It is never less than 19,456 KiB with two passes, which is the least that
+  OWASP recommends, and where that takes longer than was asked, it does. A few hashes are made meanwhile, in turn with the others; raises `Kith.Error` with `:busy` where
+  there is no room for them.
+  """
+  @spec calibrate(milliseconds: 10..10_000, memory: pos_integer) ::
+          {[option], milliseconds :: non_neg_integer}
+  def calibrate(options \\ []) do
+    schema = [milliseconds: {:integer, 10..10_000}, memory: {:integer, @least..262_144}]
+    options = Validation.validate!(options, schema)
+    {_, _, parallelism} = parameters!(memory: 8_192, passes: 1)
+    calibrate(options[:memory] || 65_536, options[:milliseconds] || 250, parallelism)
+  end
+
+  defp calibrate(memory, milliseconds, parallelism) do
+    both = took({memory, 2, parallelism})
+
+    if both > milliseconds * 1_000 and memory > @least do
+      calibrate(max(div(memory, 2), @least), milliseconds, parallelism)
+    else
+      passes = div(2 * milliseconds * 1_000, max(both, 1))
+      passes = passes |> max(2) |> min(128) |> min(div(@max_work, memory))
+      took = took({memory, passes, parallelism})
+      {[memory: memory, passes: passes, parallelism: parallelism], div(took, 1_000)}
+    end
+  end
+
+  # Microseconds of the quickest of three: what else runs makes it slower, and nothing makes it quicker.
+  defp took(costs) do
+    Enum.min(
+      for _ <- 1..3 do
+        began = System.monotonic_time()
+        {result, waited} = limited(:password_hash, ["a password", costs])
+
+        case explain(result, nil, nil) do
+          {:ok, _hash} ->
+            took = System.monotonic_time() - began - waited
+            System.convert_time_unit(took, :native, :microsecond)
+
+          {:error, error} ->
+            raise error
+        end
+      end
+    )
   end
 
   @doc false

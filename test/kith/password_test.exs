@@ -383,4 +383,28 @@ defmodule Kith.PasswordTest do
       until(fun)
     end
   end
+
+  describe "calibrate/1" do
+    test "returns costs that hash/2 takes, between the least that is sound and the most that is allowed" do
+      for milliseconds <- [10, 60], memory <- [19_456, 40_000] do
+        {costs, took} = Password.calibrate(milliseconds: milliseconds, memory: memory)
+        assert costs[:memory] in 19_456..memory
+        assert costs[:passes] in 2..div(1_048_576, costs[:memory])
+        assert took >= 0
+        {:ok, hash} = Password.hash("correct horse", costs)
+        refute Password.needs_rehash?(hash, costs)
+      end
+    end
+
+    test "takes more passes where there is more time" do
+      {few, _} = Password.calibrate(milliseconds: 10, memory: 19_456)
+      {many, _} = Password.calibrate(milliseconds: 1_000, memory: 19_456)
+      assert many[:passes] > few[:passes]
+    end
+
+    test "takes options of the right kind" do
+      for options <- [[milliseconds: 1], [memory: 8_192], [passes: 3], :slow],
+          do: assert_raise(ArgumentError, fn -> Password.calibrate(options) end)
+    end
+  end
 end
