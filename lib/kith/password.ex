@@ -207,6 +207,8 @@ defmodule Kith.Password do
     schema = [milliseconds: {:integer, 10..10_000}, memory: {:integer, @least..262_144}]
     options = Validation.validate!(options, schema)
     {_, _, parallelism} = parameters!(memory: 8_192, passes: 1)
+    # In `bin/my_app eval` nothing is.
+    {:ok, _} = Application.ensure_all_started(:kith)
     calibrate(options[:memory] || 65_536, options[:milliseconds] || 250, parallelism)
   end
 
