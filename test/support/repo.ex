@@ -50,9 +50,10 @@ defmodule Kith.Test.Repo do
 
   defp pass(_sql, run), do: run.()
 
-  # Ecto's drivers take bytes and text alike.
-  defp param(param) when is_binary(param),
-    do: if(String.valid?(param), do: param, else: {:blob, param})
-
+  # Ecto's drivers take bytes and text alike. Bytes that look like text are rare, but for the eight of a key's id.
+  defp param(param) when is_binary(param), do: if(text?(param), do: param, else: {:blob, param})
   defp param(param), do: param
+
+  defp text?(<<_::binary-8>> = param), do: param =~ ~r/\A[0-9A-Za-z_:-]*\z/
+  defp text?(param), do: String.printable?(param)
 end

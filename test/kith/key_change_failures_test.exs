@@ -1,0 +1,210 @@
+defmodule Kith.KeyChangeFailuresTest do
+  # One repository module: one test at a time.
+  use Kith.Case, async: false
+
+  alias Kith.{Migration, SQLite}
+  alias Kith.Test.Repo
+
+  @cheap [memory: 8_192, passes: 1, parallelism: 1]
+  @password "correct horse battery"
+  @other "another password"
+
+  setup do
+    start_supervised!({SQLite, path: Path.join(tmp_dir!(), "keys.db"), name: __MODULE__.Database})
+    Repo.connect(SQLite.handle(__MODULE__.Database))
+    :ok = Migration.run(Repo)
+    ahead = :atomics.new(1, [])
+    clock = fn -> System.system_time(:millisecond) + :atomics.get(ahead, 1) end
+
+    kith =
+      start_kith!(
+        repo: Repo,
+        archive: true,
+        one_time_prekeys: 2,
+        one_time_kyber_prekeys: 1,
+        replenish_below: 0,
+        clock: clock
+      )
+
+    converse!(kith, "anna", "ben")
+    assert texts(kith, "anna") == ["hello", "hi", "well"]
+    %{kith: kith, ahead: ahead}
+  end
+
+  # Calls the function in a process that is killed at each of its statements in turn, until it outlives them. `prepare` is
+  # called before each call, `look` after it with what that returned. Returns how many were killed.
+  defp kill_at_each_statement(prepare, call, look, most \\ 2_000) do
+    Enum.reduce_while(1..most, 0, fn n, killed ->
+      prepared = prepare.()
+      counter = :counters.new(1, [])
+
+      {pid, monitor} =
+        spawn_monitor(fn ->
+          me = self()
+
+          Repo.intercept(fn _sql, run ->
+            if self() == me do
+              :counters.add(counter, 1, 1)
+              if :counters.get(counter, 1) == n, do: Process.exit(me, :kill)
+            end
+
+            run.()
+          end)
+
+          {:ok, _} = call.()
+        end)
+
+      assert_receive {:DOWN, ^monitor, :process, ^pid, reason}, 60_000
+      Repo.intercept(fn _sql, run -> run.() end)
+      assert reason in [:normal, :killed]
+      look.(prepared)
+      if reason == :normal, do: {:halt, killed}, else: {:cont, killed + 1}
+    end)
+  end
+
+  defp texts(kith, user),
+    do:
+      for(message <- Kith.history!(kith, user, {:direct, "ben"}).messages, do: message.plaintext)
+
+  # What came before it, and what is on its way. The archive does not grow with the tries.
+  defp late(kith), do: {say!(kith, "ben", "anna", "late"), texts(kith, "anna")}
+
+  defp say!(kith, from, to, text) do
+    [envelope] = Kith.encrypt!(kith, from, to, text, archive: false)
+    envelope
+  end
+
+  defp all_there(kith, {late, texts}) do
+    assert texts(kith, "anna") == texts
+    assert Kith.decrypt!(kith, "anna", late, archive: false) == "late"
+    next = say!(kith, "anna", "ben", "next")
+    assert Kith.decrypt!(kith, "ben", next, archive: false) == "next"
+    assert %{damaged: 0, locked: 0} = Kith.verify_keys!(kith)
+  end
+
+  defp open!(kith) do
+    if Kith.lock_state!(kith, "anna") != :open, do: Kith.remove_password!(kith, "anna", @password)
+  end
+
+  defp lock!(kith) do
+    case Kith.lock_state!(kith, "anna") do
+      :open -> Kith.lock_with_password!(kith, "anna", @password, @cheap)
+      _ -> Kith.unlock!(kith, "anna", @password)
+    end
+  end
+
+  test "a lock that is killed at any statement has locked the account or not, and lost nothing",
+       %{
+         kith: kith
+       } do
+    killed =
+      kill_at_each_statement(
+        fn ->
+          open!(kith)
+          late(kith)
+        end,
+        fn -> Kith.lock_with_password(kith, "anna", @password, @cheap) end,
+        fn before ->
+          if Kith.lock_state!(kith, "anna") != :open, do: Kith.unlock!(kith, "anna", @password)
+          all_there(kith, before)
+        end
+      )
+
+    assert killed > 30
+  end
+
+  test "so has the end of a lock", %{kith: kith} do
+    killed =
+      kill_at_each_statement(
+        fn ->
+          lock!(kith)
+          late(kith)
+        end,
+        fn -> Kith.remove_password(kith, "anna", @password) end,
+        fn before ->
+          if Kith.lock_state!(kith, "anna") != :open, do: Kith.unlock!(kith, "anna", @password)
+          all_there(kith, before)
+        end
+      )
+
+    assert killed > 8
+  end
+
+  test "a password is another one or it is not", %{kith: kith} do
+    killed =
+      kill_at_each_statement(
+        fn ->
+          if match?({:ok, _}, Kith.unlock(kith, "anna", @other)),
+            do: Kith.change_password!(kith, "anna", @other, @password, @cheap),
+            else: lock!(kith)
+
+          late(kith)
+        end,
+        fn -> Kith.change_password(kith, "anna", @password, @other, @cheap) end,
+        fn before ->
+          Kith.lock!(kith, "anna")
+          opened = for word <- [@password, @other], do: elem(Kith.unlock(kith, "anna", word), 0)
+          assert Enum.sort(opened) == [:error, :ok]
+          all_there(kith, before)
+        end
+      )
+
+    assert killed > 1
+  end
+
+  test "another data key of an account is there with all that is sealed under it, or not at all",
+       %{kith: kith} do
+    killed =
+      kill_at_each_statement(
+        fn -> late(kith) end,
+        fn -> Kith.rotate_data_key(kith, "anna") end,
+        &all_there(kith, &1)
+      )
+
+    assert killed > 30
+  end
+
+  test "a conversation that is between two data keys opens, and goes on from there", %{kith: kith} do
+    keys = fn ->
+      {:ok, %{rows: [keys]}} =
+        Repo.query("SELECT data_key, previous_data_key FROM signal_threads", [], log: false)
+
+      keys
+    end
+
+    between = :counters.new(1, [])
+
+    killed =
+      kill_at_each_statement(
+        fn -> late(kith) end,
+        fn -> Kith.rotate_thread_key(kith, {:direct, "anna", "ben"}) end,
+        fn before ->
+          if match?([_, <<_::binary>>], keys.()), do: :counters.add(between, 1, 1)
+          all_there(kith, before)
+        end
+      )
+
+    assert killed > 10
+    assert :counters.get(between, 1) > 3
+    assert [_, nil] = keys.()
+  end
+
+  # Each that comes further leaves another key of before to carry along: there is no last statement.
+  test "a rotation of everything goes on where it was killed", %{kith: kith, ahead: ahead} do
+    killed =
+      kill_at_each_statement(
+        fn ->
+          :atomics.add(ahead, 1, 10_000)
+          late(kith)
+        end,
+        fn -> Kith.rotate_keys(kith, older_than: 5) end,
+        &all_there(kith, &1),
+        120
+      )
+
+    assert killed == 120
+    :atomics.add(ahead, 1, 10_000)
+    assert %{rotated: 3} = Kith.rotate_keys!(kith, older_than: 5)
+    assert %{rotated: 0, refused: 0} = Kith.rotate_keys!(kith, older_than: 5)
+  end
+end
