@@ -286,7 +286,15 @@ defmodule Kith.RotationTest do
           end)
         end
 
-      for _ <- 1..3, do: assert(%{refused: 0} = Kith.rotate_thread_key!(kith, "all"))
+      # As from several nodes.
+      rotations =
+        for _ <- 1..3 do
+          Task.async(fn ->
+            for _ <- 1..3, do: assert(%{refused: 0} = Kith.rotate_thread_key!(kith, "all"))
+          end)
+        end
+
+      Task.await_many(rotations, 60_000)
       Task.await_many(writers, 60_000)
       assert %{refused: 0} = Kith.rotate_thread_key!(kith, "all")
       assert [_, nil] = keys(kith)
