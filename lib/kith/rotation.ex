@@ -4,7 +4,8 @@ defmodule Kith.Rotation do
   # themselves: each names the key it is under.
 
   alias Kith.{AccountLock, Error, Instance, Telemetry}
-  alias Kith.Store.{Accounts, ArchivedMessages, Keys, ServiceKeys}
+  alias Kith.KMS.Client
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo, ServiceKeys}
 
   @batch 100
 
@@ -25,17 +26,8 @@ defmodule Kith.Rotation do
     end)
   end
 
-  # A page of accounts, threads or keys of the service in a transaction.
   defp each(instance, kind, place, counts, options) do
-    result =
-      Instance.transaction(instance, fn repo ->
-        rows = keys(repo, kind, place)
-
-        {{:ok, {rows, Enum.reduce(rows, counts, &rewrap(instance, repo, kind, &1, &2, options))}},
-         []}
-      end)
-
-    case result do
+    case page(instance, kind, place, counts, options) do
       {:ok, {[], counts}} ->
         {:ok, counts}
 
@@ -48,6 +40,80 @@ defmodule Kith.Rotation do
         {:error, error}
     end
   end
+
+  # A page of accounts, threads or keys of the service in a transaction.
+  defp page(%{kms: nil} = instance, kind, place, counts, options) do
+    Instance.transaction(instance, fn repo ->
+      rows = keys(repo, kind, place)
+
+      {{:ok, {rows, Enum.reduce(rows, counts, &rewrap(instance, repo, kind, &1, &2, options))}},
+       []}
+    end)
+  end
+
+  # With a key service, one by one: it is asked between transactions, and what was wrapped before it failed stays so.
+  defp page(instance, kind, place, counts, options) do
+    if Repo.in_transaction?(instance.repo) do
+      {:error, Error.new(:unavailable, "within a transaction nobody waits for a key service")}
+    else
+      with {:ok, rows} <- Instance.transaction(instance, &{{:ok, keys(&1, kind, place)}, []}),
+           {:ok, counts} <- served(instance, kind, rows, counts, options),
+           do: {:ok, {rows, counts}}
+    end
+  end
+
+  defp served(_instance, _kind, [], counts, _options), do: {:ok, counts}
+
+  defp served(instance, kind, [{id, key} | rows], counts, options) do
+    with {:ok, counted} <- answered(instance, kind, {id, key}, options, 4) do
+      counts = if is_atom(counted), do: count(counts, counted), else: refused(counts, key)
+      served(instance, kind, rows, counts, options)
+    end
+  end
+
+  # What is to be counted: :current, :rewrapped, or {:refused, reason}.
+  defp answered(instance, kind, {id, key} = row, options, attempts) do
+    dry_run? = Keyword.get(options, :dry_run, false)
+
+    case native(instance, kind, id, key) do
+      {:ok, nil} ->
+        {:ok, :current}
+
+      # It has opened, and a key of the service would be made for it.
+      {:error, :unmade} when dry_run? ->
+        {:ok, :rewrapped}
+
+      {:error, lack} when lack in [:cold, :unmade] and attempts > 0 ->
+        needs = needs(lack, kind, id, key)
+
+        # What is to be moved to the service is not moved to what stands in for it.
+        case Client.warm(instance, needs, fallback: false) do
+          :ok -> answered(instance, kind, row, options, attempts - 1)
+          {:error, :unavailable} -> {:error, Error.new(:unavailable)}
+          {:error, reason} -> {:ok, {:refused, reason}}
+        end
+
+      {:ok, rewrapped} ->
+        put = fn repo -> {{:ok, put(repo, kind, id, wrapped(key), rewrapped)}, []} end
+        stored = if dry_run?, do: {:ok, 0}, else: Instance.transaction(instance, put)
+        with {:ok, _} <- stored, do: {:ok, :rewrapped}
+
+      {:error, reason} when reason in [:cold, :unmade] ->
+        {:error, Error.new(:unavailable)}
+
+      {:error, :panic} ->
+        raise Error.new(:panic)
+
+      {:error, reason} ->
+        {:ok, {:refused, reason}}
+    end
+  end
+
+  defp needs(lack, :account, user, key), do: Client.needs(lack, :account_rewrap, [user, key])
+  defp needs(lack, :thread, thread, key), do: Client.needs(lack, :thread_rewrap, [thread, key])
+
+  defp needs(lack, :service, _id, {purpose, public_key, wrapped}),
+    do: Client.needs(lack, :service_key_rewrap, [purpose, {public_key, wrapped}])
 
   defp keys(repo, :account, place), do: Accounts.data_keys(repo, place, @batch)
   defp keys(repo, :thread, place), do: ArchivedMessages.data_keys(repo, place, @batch)
@@ -69,9 +135,14 @@ defmodule Kith.Rotation do
         raise Error.new(:panic)
 
       {:error, _} ->
-        counts = count(counts, :refused)
-        %{counts | remaining: Map.update(counts.remaining, wrapped_by(data_key), 1, &(&1 + 1))}
+        refused(counts, key)
     end
+  end
+
+  defp refused(counts, key) do
+    counts = count(counts, :refused)
+    by = key |> wrapped() |> wrapped_by()
+    %{counts | remaining: Map.update(counts.remaining, by, 1, &(&1 + 1))}
   end
 
   defp native(instance, :account, user, data_key),

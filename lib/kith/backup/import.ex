@@ -6,6 +6,7 @@ defmodule Kith.Backup.Import do
 
   alias Kith.{Error, Instance, MessageArchive, Registration}
   alias Kith.Backup.Source
+  alias Kith.KMS.Client
   alias Kith.Store.{Accounts, Backups, Prekeys, Repo, Sessions}
 
   @doc "Restores a user from a reader and the chunks that follow."
@@ -26,6 +27,26 @@ defmodule Kith.Backup.Import do
       skipped: 0
     }
 
+    # In the transaction nobody waits for a key service.
+    with :ok <- opened(instance, user, options),
+         :ok <- Client.prepare(instance, :account, user) do
+      import_all(instance, reader, chunks, begun)
+    else
+      {:error, reason} when is_atom(reason) -> {:error, Error.new(reason)}
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  # Who is replaced is unregistered, which other users are told. What is damaged of them is replaced too.
+  defp opened(instance, user, %{replace: true}) do
+    with {:error, %Error{reason: :unavailable}} = error <- Client.open(instance, [user], []),
+         do: error,
+         else: (_ -> :ok)
+  end
+
+  defp opened(_instance, _user, _options), do: :ok
+
+  defp import_all(instance, reader, chunks, begun) do
     Repo.long_transaction(instance.repo, fn ->
       # An error is raised, and undoes what was written.
       case Source.fold(instance, reader, chunks, begun, &import_records/3) do
@@ -175,12 +196,16 @@ defmodule Kith.Backup.Import do
         :ok
 
       replace? ->
-        for address <- there, do: {:ok, _} = Registration.unregister(instance, address)
+        for address <- there, do: unregister!(instance, address)
         :ok
 
       true ->
         {:error, Error.new(:already_registered)}
     end
+  end
+
+  defp unregister!(instance, address) do
+    with {:error, error} <- Registration.unregister(instance, address), do: raise(error)
   end
 
   # Other users' copies in a thread are sealed under the key that is there, which stays: what comes in is sealed under it.

@@ -3,7 +3,7 @@ defmodule Kith.Store.ArchivedMessages do
   # signal_threads and signal_archived_messages: the data keys of conversations and what is sealed under them.
 
   alias Kith.Address
-  alias Kith.Store.{Repo, SQL}
+  alias Kith.Store.{Repo, SQL, WrappedKey}
 
   # SQLite keeps anything in any column. What cannot have been written here is left out: it has no place in the order
   # of the others, and nobody could page past it. Its blobs come after all else, so $6 is an empty one.
@@ -55,18 +55,26 @@ defmodule Kith.Store.ArchivedMessages do
 
   @doc "Gives a thread its data key wrapped anew. Returns 0 when it was not the one that is there."
   def put_data_key(repo, thread, before, data_key) do
-    sql = "UPDATE kith.signal_threads SET data_key = $3 WHERE thread_id = $1 AND data_key = $2"
-    Repo.execute(repo, sql, [thread, {:blob, before}, {:blob, data_key}])
+    sql = """
+    UPDATE kith.signal_threads
+    SET data_key = $3, key_id = $4, wrapped_dek = $5, kek_id = $6, kek_version = $7
+    WHERE thread_id = $1 AND data_key = $2
+    """
+
+    params = [thread, {:blob, before}, {:blob, data_key} | WrappedKey.columns(data_key)]
+    Repo.execute(repo, sql, params)
   end
 
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_thread(repo, thread, data_key, now) do
     sql = """
-    INSERT INTO kith.signal_threads (thread_id, data_key, created_at) VALUES ($1, $2, $3)
+    INSERT INTO kith.signal_threads
+      (thread_id, data_key, created_at, key_id, wrapped_dek, kek_id, kek_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (thread_id) DO NOTHING
     """
 
-    Repo.execute(repo, sql, [thread, {:blob, data_key}, now])
+    Repo.execute(repo, sql, [thread, {:blob, data_key}, now | WrappedKey.columns(data_key)])
   end
 
   @doc "A message that is there already stays as it is."

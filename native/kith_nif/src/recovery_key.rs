@@ -7,7 +7,8 @@ use rustler::{Atom, Binary, Encoder, Env, NifResult, NifUnitEnum, Resource, Reso
 use crate::atoms;
 use crate::reason::{Invalid, Reason};
 use crate::seam;
-use crate::vault::{Bytes, random, source_of};
+use crate::kms::source_of;
+use crate::vault::{Bytes, random};
 
 /// A recovery key, for as long as Elixir holds the reference.
 pub(crate) struct RecoveryKey(pub(crate) kith_vault::RecoveryKey);
