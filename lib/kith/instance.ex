@@ -164,6 +164,18 @@ defmodule Kith.Instance do
     end
   end
 
+  @doc "Runs what does without keys that are not open: they are `:unavailable` in it. Within a transaction."
+  @spec unwaited((() -> result)) :: result when result: term
+  def unwaited(fun) do
+    before = Process.delete(@cold)
+
+    try do
+      fun.()
+    after
+      if before, do: Process.put(@cold, before)
+    end
+  end
+
   # A call to a key service while the database waits would make all others wait too.
   defp get(_instance, _needs, 0), do: {:error, :unavailable}
 

@@ -541,6 +541,26 @@ defmodule Kith.KMSTest do
   defp sessions(kith),
     do: Enum.sort(sql!(kith, "SELECT * FROM signal_sessions"))
 
+  test "who goes is unregistered without the keys of those they wrote with, who begin anew", %{
+    kms: kms
+  } do
+    kith = start!(kms)
+    for user <- ~w(ben cleo), do: register!(kith, [user])
+    register!(kith, ["ada"])
+    for user <- ~w(ben cleo), do: send!(kith, user, "ada", "hello")
+    forget!(kith)
+    KMSProcess.fault(kms, "drop")
+    Kith.unregister!(kith, "ada")
+    KMSProcess.fault(kms)
+    register!(kith, ["ada"])
+
+    for user <- ~w(ben cleo) do
+      # It is another identity.
+      Kith.trust!(kith, user, "ada")
+      assert send!(kith, user, "ada", "again") == "again"
+    end
+  end
+
   test "a backup is written and restored with closed keys; with a history only into threads that are open",
        %{
          kms: kms
@@ -572,8 +592,7 @@ defmodule Kith.KMSTest do
     converse!(kith, "ada", "ben")
     register!(kith, ["cleo"])
     Kith.lock_with_password!(kith, "cleo", @password, @cheap)
-    token = Kith.unlock_token!(kith, "cleo")
-    Kith.lock!(kith, "cleo", keep_tokens: true)
+    Kith.lock!(kith, "cleo")
     :rand.seed(:exsss, {1, 2, 3})
     messages = for m <- Kith.history!(kith, "ada", {:direct, "ben"}).messages, do: m.plaintext
 
@@ -600,6 +619,8 @@ defmodule Kith.KMSTest do
       forget!(kith)
       assert Enum.all?(call.(kith), &(&1 == right))
     end
+
+    token = Kith.unlock_token!(kith, "cleo")
 
     for _ <- 1..15 do
       damaged = damage(Base.url_decode64!(token, padding: false))

@@ -28,23 +28,11 @@ defmodule Kith.Backup.Import do
     }
 
     # In the transaction nobody waits for a key service.
-    with :ok <- opened(instance, user, options),
-         :ok <- Client.prepare(instance, :account, user) do
-      import_all(instance, reader, chunks, begun)
-    else
-      {:error, reason} when is_atom(reason) -> {:error, Error.new(reason)}
-      {:error, error} -> {:error, error}
+    case Client.prepare(instance, :account, user) do
+      :ok -> import_all(instance, reader, chunks, begun)
+      {:error, reason} -> {:error, Error.new(reason)}
     end
   end
-
-  # Who is replaced is unregistered, which other users are told. What is damaged of them is replaced too.
-  defp opened(instance, user, %{replace: true}) do
-    with {:error, %Error{reason: :unavailable}} = error <- Client.open(instance, [user], []),
-         do: error,
-         else: (_ -> :ok)
-  end
-
-  defp opened(_instance, _user, _options), do: :ok
 
   defp import_all(instance, reader, chunks, begun) do
     Repo.long_transaction(instance.repo, fn ->
@@ -196,16 +184,12 @@ defmodule Kith.Backup.Import do
         :ok
 
       replace? ->
-        for address <- there, do: unregister!(instance, address)
+        for address <- there, do: {:ok, _} = Registration.unregister(instance, address)
         :ok
 
       true ->
         {:error, Error.new(:already_registered)}
     end
-  end
-
-  defp unregister!(instance, address) do
-    with {:error, error} <- Registration.unregister(instance, address), do: raise(error)
   end
 
   # Other users' copies in a thread are sealed under the key that is there, which stays: what comes in is sealed under it.

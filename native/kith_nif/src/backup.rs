@@ -369,7 +369,8 @@ fn backup_write<'a>(
         // Before anything is written, which cannot be taken back.
         only_cold(vault.account_key(account))?;
         for (_, _, row) in &records {
-            row.get().map_or(Ok(()), |row| row.needs_a_service(&vault))?;
+            row.get()
+                .map_or(Ok(()), |row| row.needs_a_service(&vault))?;
         }
         let mut writer = writing.0.lock().take().ok_or(Reason::Malformed)?;
         let (mut output, mut damaged) = (Vec::new(), Vec::new());

@@ -7,8 +7,8 @@ use kith_vault::{
 use rustler::schedule::consume_timeslice;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term};
 
-use crate::reason::{Invalid, Reason};
 use crate::kms::{SourceTerm, source_of};
+use crate::reason::{Invalid, Reason};
 use crate::{atoms, seam};
 
 /// The ciphers of an application, for as long as Elixir holds the reference.

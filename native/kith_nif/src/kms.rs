@@ -20,8 +20,8 @@ use rustler::{Atom, Binary, Env, NifMap, NifResult, ResourceArc, Term};
 use zeroize::Zeroizing;
 
 use crate::reason::{Invalid, Reason};
-use crate::terms::Row;
 use crate::service_key::Kind;
+use crate::terms::Row;
 use crate::vault::{Bytes, Vault, account_context, thread_context, token_context};
 use crate::{atoms, seam};
 

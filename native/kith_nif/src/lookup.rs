@@ -3,8 +3,8 @@
 use kith_vault::LookupHash;
 use rustler::{Atom, Binary, Env, NifResult, Resource, ResourceArc, Term};
 
-use crate::reason::{Invalid, Reason};
 use crate::kms::{SourceTerm, source_of};
+use crate::reason::{Invalid, Reason};
 use crate::vault::Bytes;
 use crate::{atoms, seam};
 

@@ -5,9 +5,9 @@ use kith_vault::{Context, EscrowKey, KeyId, RecoveryKeyError, WordCount};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, NifUnitEnum, Resource, ResourceArc, Term};
 
 use crate::atoms;
+use crate::kms::source_of;
 use crate::reason::{Invalid, Reason};
 use crate::seam;
-use crate::kms::source_of;
 use crate::vault::{Bytes, random};
 
 /// A recovery key, for as long as Elixir holds the reference.

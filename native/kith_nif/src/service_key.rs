@@ -7,9 +7,9 @@ use kith_vault::{
 };
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Resource, ResourceArc, Term};
 
+use crate::kms::{SourceTerm, source_of};
 use crate::reason::{Invalid, Reason};
 use crate::terms::Row;
-use crate::kms::{SourceTerm, source_of};
 use crate::vault::{Bytes, Vault};
 use crate::{atoms, seam};
 

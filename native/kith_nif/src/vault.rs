@@ -332,7 +332,9 @@ fn account_unlock<'a>(
     password: Binary<'a>,
 ) -> Term<'a> {
     seam::call(env, "account_unlock", || {
-        let key = vault.keys.unlock(&account_context(&user), &blob, &password)?;
+        let key = vault
+            .keys
+            .unlock(&account_context(&user), &blob, &password)?;
         Ok::<_, Reason>(Unlocked::new(&user, key))
     })
 }
