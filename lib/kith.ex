@@ -932,7 +932,8 @@ defmodule Kith do
   @doc """
   Wraps data keys anew under the current key-encryption key, after `:keys` has got another one. See the guide to the vault.
 
-  All accounts, locked ones too, all threads, and the keys of the service itself, a hundred in a transaction, while traffic goes on. What is done is done: a call
+  All accounts, locked ones too, all threads, and the keys of the service itself, a hundred in a transaction, while traffic goes on; with
+  a key service one by one, and the service is asked between transactions. What is done is done: a call
   that was interrupted is called again, on any node. What does not open is not written, and counted as `:refused`; when nothing was,
   and `:remaining` is empty, the retired key is needed no more.
 
@@ -941,7 +942,8 @@ defmodule Kith do
       locked, and threads, keep theirs.
     * `:progress` - a function that is given the counts after each transaction.
 
-  Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`. Errors: those of the machinery.
+  Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`. Errors: `:unavailable` when a key service went
+  away, after which it is called again; those of the machinery.
   """
   @spec rotate_keys(name, keyword) :: result(map)
   def rotate_keys(name, options \\ []) do

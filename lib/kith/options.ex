@@ -48,7 +48,7 @@ defmodule Kith.Options do
 
   `:key_cache` bounds the data keys that a key service has opened and the native library keeps open:
 
-    * `:keys` - how many, 16 to 100,000, each with a page of memory. Default 1,000.
+    * `:keys` - how many, 16 to 100,000, each with a page of memory. Default 1,000. One call takes a few at once.
     * `:lifetime` - seconds, however often a key is used. For so long everything goes on while the service is away, and for so long
       a key works that the service refuses from now on. Default 300.
     * `:concurrency` - how many calls to the service run at once; others wait. Default 4.
