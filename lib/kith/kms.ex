@@ -37,7 +37,8 @@ defmodule Kith.KMS do
 
   ## What it is asked for
 
-  Three calls for each new account and thread: a key, something encrypted, and that it comes back. One for each data key that is not
+  Three calls for each new account and thread: a key, something encrypted, and that it comes back. Three as well for each data key
+  that is wrapped anew, by a rotation or a lock, for each token, and for each key of `Kith.Signed`. One for each data key that is not
   open, see `:key_cache` in `Kith.Options`. None for a message whose data keys are open. The service sees neither data keys nor
   messages. What it encrypts is a key drawn for one data key, and that one seals the data key to its account or thread, so a wrapped
   key that is moved to another one does not open, whatever the service checks. `docs/decisions/0013-kms.md` says why.

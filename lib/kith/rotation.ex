@@ -192,13 +192,23 @@ defmodule Kith.Rotation do
         {:ok, counts}
 
       {:ok, users} ->
-        counts = Enum.reduce(users, counts, &replace(instance, &1, dry_run, &2))
-        if fun = options[:progress], do: fun.(counts)
-        replace_old(instance, List.last(users), seconds, dry_run, counts, options)
+        with {:ok, counts} <- replace_each(instance, users, dry_run, counts) do
+          if fun = options[:progress], do: fun.(counts)
+          replace_old(instance, List.last(users), seconds, dry_run, counts, options)
+        end
 
       {:error, error} ->
         {:error, error}
     end
+  end
+
+  defp replace_each(instance, users, dry_run, counts) do
+    Enum.reduce_while(users, {:ok, counts}, fn user, {:ok, counts} ->
+      case replace(instance, user, dry_run, counts) do
+        {:error, error} -> {:halt, {:error, error}}
+        counts -> {:cont, {:ok, counts}}
+      end
+    end)
   end
 
   defp replace(_instance, _user, true, counts), do: count(counts, :rotated)
@@ -208,6 +218,7 @@ defmodule Kith.Rotation do
       {:ok, _} -> count(counts, :rotated)
       # Nobody but its user can.
       {:error, %Error{reason: :locked}} -> counts
+      {:error, %Error{reason: :unavailable} = error} -> {:error, error}
       {:error, _} -> count(counts, :refused)
     end
   end

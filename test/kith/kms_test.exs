@@ -499,6 +499,24 @@ defmodule Kith.KMSTest do
       assert send!(kith, "ada", "ben", "on") == "on"
     end
 
+    test "of data keys that are old stops where the service goes away, and goes on", %{
+      kms: kms,
+      folder: folder
+    } do
+      name = make_ref()
+      clock = fn -> System.system_time(:millisecond) + :persistent_term.get(name, 0) end
+      kith = start!(kms, clock: clock, name: name)
+      converse!(kith, "ada", "ben")
+      :persistent_term.put(name, 100_000)
+      KMSProcess.kill!(kms)
+      assert reason(Kith.rotate_keys(kith, older_than: 50)) == :unavailable
+      KMSProcess.start!(folder)
+      assert %{rotated: 2, refused: 0} = Kith.rotate_keys!(kith, older_than: 50)
+      forget!(kith)
+      assert send!(kith, "ada", "ben", "on") == "on"
+      :persistent_term.erase(name)
+    end
+
     test "holds no transaction while it waits", %{kms: kms} do
       kith = start!(kms, timeout: 60_000, retries: 0, fallback: "local")
       converse!(kith, "ada", "ben")
