@@ -95,7 +95,7 @@ defmodule Kith.MixProject do
   defp extras do
     guides =
       for guide <-
-            ~w(getting-started.md a-session.livemd ecto.md testing.md healing.md monitoring.md vault.md backups.md recovery.md
+            ~w(getting-started.md a-session.livemd ecto.md testing.md healing.md monitoring.md vault.md kms.md backups.md recovery.md
                cloak.md signed-messages.md several-nodes.md),
           do: "docs/guides/" <> guide
 

@@ -7,7 +7,13 @@ defmodule Bench.Native do
   @now 1_790_000_000_000
 
   def start do
-    {:ok, vault} = Native.vault_open("bench", [{"bench", {:key, :crypto.strong_rand_bytes(32)}}])
+    {:ok, vault} =
+      Native.vault_open("bench", [{"bench", {:key, :crypto.strong_rand_bytes(32)}}], %{
+        keys: 16,
+        lifetime: 1_000,
+        concurrency: 4
+      })
+
     anna = person(vault, "anna")
     ben = person(vault, "ben")
     {at_anna, at_ben} = establish(vault, anna, ben)

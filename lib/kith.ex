@@ -187,7 +187,9 @@ defmodule Kith do
     rotate_keys: [],
     rotate_keys: [:options],
     verify_keys: [],
-    verify_keys: [:options]
+    verify_keys: [:options],
+    open_keys: [:users],
+    open_keys: [:users, :threads]
   ]
 
   defmacro __using__(options) do
@@ -557,7 +559,7 @@ defmodule Kith do
   included. `:vault` is whether a data key that is made now opens, and the one of an account, if there is an account: one
   of them, `doctor/1` looks at all. Each is `:ok` or a reason of `Kith.Error`: `:storage` for a database that fails or
   does not answer in time, `:key_not_found` or `:corrupted_state` for a data key that does not open with the keys in
-  `:keys`. `:store_latency` and `:vault_latency` are how long it took, in native units.
+  `:keys`, `:unavailable` for a key service that does not answer, even while what it has opened still works. `:store_latency` and `:vault_latency` are how long it took, in native units.
 
   What is wrong is in the answer, not an error. Nothing is written. The event `[:kith, :health, :check]` says the same, and
   `Kith.Monitor` asks by itself every half minute.
@@ -945,7 +947,8 @@ defmodule Kith do
   @doc """
   Wraps data keys anew under the current key-encryption key, after `:keys` has got another one. See the guide to the vault.
 
-  All accounts, locked ones too, all threads, and the keys of the service itself, a hundred in a transaction, while traffic goes on. What is done is done: a call
+  All accounts, locked ones too, all threads, and the keys of the service itself, a hundred in a transaction, while traffic goes on; with
+  a key service one by one, and the service is asked between transactions. What is done is done: a call
   that was interrupted is called again, on any node. What does not open is not written, and counted as `:refused`; when nothing was,
   and `:remaining` is empty, the retired key is needed no more. `Kith.Vault.rotate/2` is the same for a release, `mix kith.rotate` for a shell.
 
@@ -955,7 +958,8 @@ defmodule Kith do
     * `:progress` - a function that is given the counts after each transaction.
 
   Threads whose messages have not all followed to another data key are finished. Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`;
-  `:rotated` are accounts and threads. Errors: those of the machinery.
+  `:rotated` are accounts and threads. Errors: `:unavailable` when a key service went
+  away, after which it is called again; those of the machinery.
   """
   @spec rotate_keys(name, keyword) :: result(map)
   def rotate_keys(name, options \\ []) do
@@ -986,6 +990,36 @@ defmodule Kith do
   def verify_keys(name, options \\ []) do
     options = lock_options!(options, [:progress])
     Kith.Rotation.verify(Instance.fetch!(name), options)
+  end
+
+  @doc """
+  Has the key service open what calls about these users and threads need, before a transaction of the application.
+
+  Kith waits for a key service between its transactions, and begins one anew when a key was missing. A transaction of the
+  application is not Kith's to begin anew, and nobody may wait for a service in it: what is not open then is `:unavailable`. So call
+  this right before, and again when it has happened all the same, as keys close after their time:
+
+      {:ok, _} = MyApp.Kith.open_keys(["anna", "ben"], [{"anna", "ben"}])
+      MyApp.Repo.transaction(fn -> MyApp.Kith.encrypt!("anna", "ben", "Dinner at seven?") end)
+
+  A thread is its id, or both users of a direct one. Users who are not registered, and threads that are not there, are prepared, so that
+  one call may register or begin each. Returns how many were opened or prepared; 0 without a key service. Errors: `:unavailable`, and
+  those of the machinery.
+  """
+  @spec open_keys(name, [Address.user()], [String.t() | {Address.user(), Address.user()}]) ::
+          result(non_neg_integer)
+  def open_keys(name, users, threads \\ []) do
+    if not is_list(users) or not is_list(threads),
+      do: raise(ArgumentError, "expected a list of users and one of threads")
+
+    threads =
+      Enum.map(threads, fn
+        {a, b} -> Kith.MessageArchive.thread_id({:direct, user!(b)}, user!(a))
+        thread when is_binary(thread) -> Kith.MessageArchive.thread_id(thread, "")
+        _ -> raise ArgumentError, "expected a thread to be its id or {user, user}"
+      end)
+
+    Kith.KMS.Client.open(Instance.fetch!(name), Enum.map(users, &user!/1), threads)
   end
 
   @doc """

@@ -11,6 +11,9 @@ defmodule Kith.AccountLock do
   alias Kith.{Maintenance, Registration}
   alias Kith.Store.{Accounts, Keys}
 
+  # With what a key service may have put into it.
+  @max_token 2_048
+
   @doc "Locks an account that is not."
   def lock_with_password(instance, user, password, options) do
     costs = Password.costs!(options)
@@ -79,10 +82,15 @@ defmodule Kith.AccountLock do
          :ok <- replace(instance, user, locked, relocked) do
       {:ok, relocked}
     else
-      {:ok, ^costs} -> {:ok, locked}
+      {:ok, ^costs} ->
+        {:ok, locked}
+
       # It is open all the same. Next time.
-      {:error, %Error{reason: reason}} when reason in [:busy, :stale] -> {:ok, locked}
-      {:error, error} -> {:error, error}
+      {:error, %Error{reason: reason}} when reason in [:busy, :stale, :unavailable] ->
+        {:ok, locked}
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
@@ -170,7 +178,7 @@ defmodule Kith.AccountLock do
 
   defp decode(token) do
     case Base.url_decode64(token, padding: false) do
-      {:ok, bytes} when byte_size(bytes) <= 512 -> {:ok, bytes}
+      {:ok, bytes} when byte_size(bytes) <= @max_token -> {:ok, bytes}
       _ -> {:error, Error.new(:malformed, "the token is none")}
     end
   end
@@ -353,9 +361,10 @@ defmodule Kith.AccountLock do
 
   # Argon2 waits for its turn, as that of other passwords does.
   defp in_turn(instance, function, arguments) do
-    Password.in_turn(function, [instance.vault | arguments])
+    call = fn -> Password.in_turn(function, [instance.vault | arguments]) end
+    Error.from_native(Instance.with_keys(instance, function, arguments, call))
   end
 
   defp sealed(instance, function, arguments),
-    do: Error.from_native(Instance.native(instance, function, [instance.vault | arguments]))
+    do: Error.from_native(Instance.sealed(instance, function, arguments))
 end

@@ -36,12 +36,13 @@ defmodule Kith.Archive do
     :ok
   end
 
-  # The session of an account that is locked cannot be put away. It sends no more either way.
+  # The session of an account that is locked cannot be put away, and of those many a key service is not asked. It sends no more
+  # either way.
   defp put_away_or_renew(instance, repo, local, data_key, peer) do
-    put_away(instance, repo, local, data_key, peer)
+    Instance.unwaited(fn -> put_away(instance, repo, local, data_key, peer) end)
   rescue
     error in Error ->
-      if error.reason != :locked, do: reraise(error, __STACKTRACE__)
+      if error.reason not in [:locked, :unavailable], do: reraise(error, __STACKTRACE__)
       Sessions.renew(repo, local, [peer], Instance.now(instance))
   end
 

@@ -4,6 +4,7 @@ defmodule Kith.Doctor do
   # and whether something is there.
 
   alias Kith.{Envelope, Error, Instance, Messages, Migration, Registration}
+  alias Kith.KMS.Client
   alias Kith.Store.{Accounts, Prekeys, Repo, Sessions}
 
   # Rows looked at in one transaction.
@@ -196,10 +197,13 @@ defmodule Kith.Doctor do
   @doc "How an instance is: `{check, :ok | :warning | :error, sentence}` each."
   def instance(instance) do
     with {:ok, version} <- Migration.migrated_version(instance.repo),
-         {:ok, accounts} <- accounts(instance),
+         kms = kms(instance),
+         {:ok, accounts} <- accounts(instance, kms),
          {:ok, sessions} <- sessions(instance),
          {:ok, stock} <- stock(instance) do
-      {:ok, [tables(version), keys(accounts), sessions | stock] ++ place(instance.options)}
+      {:ok,
+       [tables(version)] ++
+         kms ++ [keys(accounts), sessions | stock] ++ place(instance.options)}
     end
   end
 
@@ -216,6 +220,27 @@ defmodule Kith.Doctor do
       else: {:tables, :error, "version #{version}, and this release needs #{wanted}"}
   end
 
+  defp kms(%{kms: nil}), do: []
+
+  defp kms(instance) do
+    case Client.probe(instance) do
+      :ok ->
+        [{:kms, :ok, "the key service answers"}]
+
+      {:error, _reason} ->
+        [
+          {:kms, :error,
+           "the key service does not answer: what is not open already gets :unavailable"}
+        ]
+    end
+  end
+
+  # Each would be a call to a service that does not answer.
+  defp accounts(_instance, [{:kms, :error, _}]), do: {:ok, :unknown}
+  defp accounts(instance, _kms), do: accounts(instance, "", %{opened: 0, failed: %{}})
+
+  defp keys(:unknown), do: {:keys, :error, "not looked at, as the key service does not answer"}
+
   defp keys(%{opened: opened, failed: failed}) when failed == %{},
     do: {:keys, :ok, "the data keys of #{opened} accounts open"}
 
@@ -228,7 +253,7 @@ defmodule Kith.Doctor do
   end
 
   # Every account, some at a time.
-  defp accounts(instance, after_user \\ "", counts \\ %{opened: 0, failed: %{}}) do
+  defp accounts(instance, after_user, counts) do
     page =
       Instance.transaction(instance, fn repo ->
         {{:ok, Accounts.data_keys(repo, after_user, @batch)}, []}

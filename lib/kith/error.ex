@@ -28,6 +28,7 @@ defmodule Kith.Error do
   | `:too_few` | fewer shares than their threshold | ask others for theirs |
   | `:no_consent` | nobody has consented to this key being unwrapped, or the consent was withdrawn | ask the user |
   | `:already_registered` | a user who is to be restored has keys here | `replace: true`, if those are to be lost |
+  | `:unavailable` | the key service does not answer, and the data key this needs is not open; or it is not open within a transaction of the application, in which nobody waits for a service | bring the key service back; call again; nothing was changed |
   | `:panic` | the engine failed on this call; nothing was changed | report a bug with the message's type and sizes |
   """
 
@@ -53,6 +54,7 @@ defmodule Kith.Error do
     :too_few,
     :no_consent,
     :already_registered,
+    :unavailable,
     :panic
   ]
 
@@ -79,6 +81,7 @@ defmodule Kith.Error do
           | :too_few
           | :no_consent
           | :already_registered
+          | :unavailable
           | :panic
 
   @typedoc "`:detail` is for people who read logs: never match on it."
@@ -103,7 +106,8 @@ defmodule Kith.Error do
   def exception(fields), do: new(Keyword.fetch!(fields, :reason), fields[:detail])
 
   @doc false
-  # A result of the native library, its reason as an error.
+  # A result of the native library, its reason as an error. What a key service has to do first is Kith.Instance's.
+  def from_native({:error, reason}) when reason in [:cold, :unmade], do: {:error, reason}
   def from_native({:error, reason}) when is_atom(reason), do: {:error, new(reason)}
   def from_native(result), do: result
 
@@ -179,6 +183,10 @@ defmodule Kith.Error do
 
   defp describe(:already_registered),
     do: "the user has keys here, which a restore would replace; say so if it shall"
+
+  defp describe(:unavailable),
+    do:
+      "a key service has to open or make a key first, and does not, or was not asked within a transaction of the application; look at the service, then call again"
 
   defp describe(:panic),
     do:

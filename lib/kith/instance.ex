@@ -4,10 +4,16 @@ defmodule Kith.Instance do
   # for as long as the instance runs.
 
   alias Kith.{Error, Native, Options, Telemetry, Unlocked}
+  alias Kith.KMS.Client
   alias Kith.Store.Repo
 
+  # In a process whose transaction can begin anew: what a native function lacks is thrown, and got when the transaction is
+  # undone. A call is about an account and a thread, or a few; whoever lacks more than this has too small a :key_cache.
+  @cold {__MODULE__, :cold}
+  @restarts 64
+
   @enforce_keys [:name, :repo, :vault, :options]
-  defstruct [:name, :repo, :vault, :options, :stamps, :unlocked, timeline?: false]
+  defstruct [:name, :repo, :vault, :options, :stamps, :unlocked, kms: nil, timeline?: false]
 
   @type t :: %__MODULE__{
           name: term,
@@ -16,6 +22,7 @@ defmodule Kith.Instance do
           options: Options.t(),
           stamps: :atomics.atomics_ref(),
           unlocked: nil | :ets.table(),
+          kms: nil | :current | :retired,
           timeline?: boolean
         }
 
@@ -43,7 +50,38 @@ defmodule Kith.Instance do
   """
   @spec transaction(t, (Repo.repo() -> {result, [Telemetry.recorded()]})) :: result
         when result: {:ok, term} | {:error, Error.t()}
-  def transaction(%__MODULE__{repo: repo, options: options} = instance, fun) do
+  def transaction(%__MODULE__{kms: nil} = instance, fun), do: attempt(instance, fun)
+
+  def transaction(%__MODULE__{repo: repo} = instance, fun) do
+    # A transaction of the application's is not ours to begin anew. What is not open then is :unavailable.
+    if Repo.in_transaction?(repo),
+      do: attempt(instance, fun),
+      else: warming(instance, fun, @restarts)
+  end
+
+  defp warming(_instance, _fun, 0), do: {:error, Error.new(:unavailable)}
+
+  defp warming(instance, fun, restarts) do
+    Process.put(@cold, instance.name)
+
+    outcome =
+      try do
+        attempt(instance, fun)
+      catch
+        :throw, {@cold, needs} -> {@cold, needs}
+      after
+        Process.delete(@cold)
+      end
+
+    with {@cold, needs} <- outcome do
+      case Client.warm(instance, needs) do
+        :ok -> warming(instance, fun, restarts - 1)
+        {:error, reason} -> {:error, Error.new(reason)}
+      end
+    end
+  end
+
+  defp attempt(%__MODULE__{repo: repo, options: options} = instance, fun) do
     case Repo.transaction(repo, options.max_attempts, fn -> {:ok, fun.(repo)} end) do
       {:ok, {result, records}} ->
         Telemetry.emit(records)
@@ -106,11 +144,52 @@ defmodule Kith.Instance do
 
   @doc "Calls a native function that opens or seals: the vault comes first. Accounts that are unlocked have their keys."
   @spec sealed(t, atom, [term]) :: term
-  def sealed(instance, function, arguments),
-    do:
-      native(instance, function, [
-        instance.vault | Enum.map(arguments, &Unlocked.account(instance, &1))
-      ])
+  def sealed(instance, function, arguments) do
+    # First, as an account that is unlocked needs no key service.
+    arguments = Enum.map(arguments, &Unlocked.account(instance, &1))
+    call = fn -> native(instance, function, [instance.vault | arguments]) end
+    with_keys(instance, function, arguments, call)
+  end
+
+  @doc """
+  Calls `fun`, which calls that native function, until nothing is missing that a key service has to open or make first.
+  """
+  @spec with_keys(t, atom, [term], (() -> term), non_neg_integer) :: term
+  def with_keys(instance, function, arguments, fun, attempts \\ 4) do
+    case fun.() do
+      {:error, lack} when lack in [:cold, :unmade] ->
+        needs = Client.needs(lack, function, arguments)
+
+        with :ok <- get(instance, needs, attempts),
+             do: with_keys(instance, function, arguments, fun, attempts - 1)
+
+      result ->
+        result
+    end
+  end
+
+  @doc "Runs what does without keys that are not open: they are `:unavailable` in it. Within a transaction."
+  @spec unwaited((() -> result)) :: result when result: term
+  def unwaited(fun) do
+    before = Process.delete(@cold)
+
+    try do
+      fun.()
+    after
+      if before, do: Process.put(@cold, before)
+    end
+  end
+
+  # A call to a key service while the database waits would make all others wait too.
+  defp get(_instance, _needs, 0), do: {:error, :unavailable}
+
+  defp get(instance, needs, _attempts) do
+    cond do
+      Process.get(@cold) == instance.name -> throw({@cold, needs})
+      Repo.in_transaction?(instance.repo) -> {:error, :unavailable}
+      true -> Client.warm(instance, needs)
+    end
+  end
 
   @doc false
   def register(%__MODULE__{name: name} = instance),

@@ -13,6 +13,7 @@ defmodule Kith.KeyChange do
 
   # Rows that are sealed anew in one native call.
   @batch 500
+  @batch_with_service 12
 
   @type account :: {Kith.Address.user(), binary | reference}
 
@@ -158,7 +159,10 @@ defmodule Kith.KeyChange do
       data_key ->
         wanted = if is_locked(data_key), do: Keys.key_id(data_key)
 
-        case ArchivedMessages.misowned(repo, user, wanted, after_place, @batch) do
+        # Each thread may take a call to a key service, before which the transaction begins anew.
+        batch = if instance.kms, do: @batch_with_service, else: @batch
+
+        case ArchivedMessages.misowned(repo, user, wanted, after_place, batch) do
           [] ->
             {:ok, :done}
 
@@ -188,7 +192,7 @@ defmodule Kith.KeyChange do
 
       case Instance.sealed(instance, :archive_reseal, [{thread, key}, accounts, owned]) do
         {:ok, results} -> put_contents(repo, wanted, Enum.zip(owned, results), counts)
-        {:error, :locked} -> raise Error.new(:locked)
+        {:error, reason} when reason in [:locked, :unavailable] -> raise Error.new(reason)
         {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
       end
     end)
@@ -218,7 +222,7 @@ defmodule Kith.KeyChange do
            Instance.sealed(instance, :account_retired, [account, key_id, retired]) do
       {user, unlocked}
     else
-      {:error, :locked} -> raise Error.new(:locked)
+      {:error, reason} when reason in [:locked, :unavailable] -> raise Error.new(reason)
       _the_present_one_or_none_that_is_known -> Unlocked.account(instance, account)
     end
   end

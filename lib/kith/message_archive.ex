@@ -69,8 +69,9 @@ defmodule Kith.MessageArchive do
   defp thread_id(thread, {user, _}, _to), do: thread_id(thread, user)
 
   # "t:" and the application's own id, or "d:" and both users in order: no two threads have one id in common.
-  defp thread_id({:direct, peer}, user), do: direct(user, peer)
-  defp thread_id(thread, _user) when is_binary(thread), do: "t:" <> thread
+  @doc "The id of a thread as its row has it."
+  def thread_id({:direct, peer}, user), do: direct(user, peer)
+  def thread_id(thread, _user) when is_binary(thread), do: "t:" <> thread
 
   defp direct(user, peer) do
     [first, second] = Enum.sort([user, peer])

@@ -27,7 +27,7 @@ defmodule Kith.Native do
   def panic_arm(_nif_name, _count), do: not_loaded()
 
   # vault
-  def vault_open(_current_id, _keys), do: not_loaded()
+  def vault_open(_current_id, _keys, _limits), do: not_loaded()
   def account_create(_vault, _user), do: not_loaded()
   def self_seal(_vault, _account, _plaintext), do: not_loaded()
   def self_open(_vault, _account, _sealed), do: not_loaded()
@@ -44,6 +44,16 @@ defmodule Kith.Native do
   def account_retired(_vault, _account, _key_id, _sealed), do: not_loaded()
   def thread_rewrap(_vault, _thread, _data_key), do: not_loaded()
   def rows_reseal(_vault, _before, _after, _rows), do: not_loaded()
+
+  # kms
+  def kms_fetch(_vault, _kind, _key), do: not_loaded()
+  def kms_prepare(_vault, _kind, _owner, _or_fallback), do: not_loaded()
+  def kms_probe(_vault), do: not_loaded()
+  def kms_sweep(_vault), do: not_loaded()
+  def kms_forget(_vault), do: not_loaded()
+  def vault_memory(_vault), do: not_loaded()
+  def wrapped_key_inspect(_wrapped), do: not_loaded()
+  def passphrase_create(_secret, _parameters), do: not_loaded()
 
   # thread
   def thread_create(_vault, _thread), do: not_loaded()

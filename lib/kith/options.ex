@@ -15,10 +15,43 @@ defmodule Kith.Options do
 
         * `{:env, name}` - an environment variable with 32 bytes in Base64, as `mix kith.gen.key` prints;
         * `{:file, path}` - the same in a file that only its owner may read (mode `0600`);
+        * `{:passphrase, {:env, name}, parameters}` or `{:passphrase, {:file, path}, parameters}` - a passphrase of at least
+          16 bytes, from which Argon2id derives the key when the instance starts. The parameters are a string that
+          `mix kith.gen.passphrase` prints: cost, salt, and a check by which a wrong passphrase is refused at the start. It is not
+          secret. Without it the passphrase opens nothing, so keep it where you keep the configuration. Less than 64 MiB,
+          three passes or 16 bytes of salt are refused.
+        * `{:kms, options}` - a key service has the key, and keeps it; see below.
+        * `:development` - a random key that lives as long as the VM. What it wrapped is lost with it. A log line says so at each
+          start; in a release and in `MIX_ENV=prod` it is refused.
         * `{:key, <<_::256>>}` - the bytes themselves. They then lie in the memory of the VM, and in the
           options of the supervisor: for tests.
 
-      The first two are read by the native library and never become an Elixir term.
+      Variables, files and answers of a key service are read by the native library and never become an Elixir term.
+
+  ## Key services
+
+  `keys: [current: {"kms-2026", {:kms, url: "unix:///run/kms.sock"}}]` has data keys wrapped by an external service, see `Kith.KMS`
+  and the guide "Key services". Its options:
+
+    * `:url` (required) - `"unix:///path/of/socket"`, `"https://host:port/path"`, or `"http://host:port/path"`, the last to
+      this machine only.
+    * `:ca_file` - with `https` required: who may have signed the service's certificate, in PEM. Those of the system are not asked.
+    * `:certificate`, `:private_key` - for mutual TLS, paths of files in PEM. The key's is refused unless its mode is strict.
+    * `:cleartext` - `true` allows `http` to other machines. Everybody on the way then reads keys. Default `false`.
+    * `:connect_timeout`, `:timeout` - milliseconds for a connection, and for request and answer on it. Default 1,000 and 2,000.
+    * `:retries` - how often more an attempt is made, of what may be done twice. Default 2.
+    * `:pause` - milliseconds for which nothing is asked after a call has failed; who would have asked gets `:unavailable` at
+      once. Default 1,000.
+    * `:aad` - whether `aad` and `key_version` are sent, which not every service knows. Default `false`.
+    * `:fallback` - the id of another key in `:keys`, not a key service's, that wraps new data keys while the service does not
+      answer. Default: none, they are not made then.
+
+  `:key_cache` bounds the data keys that a key service has opened and the native library keeps open:
+
+    * `:keys` - how many, 16 to 100,000, each with a page of memory. Default 1,000. One call takes a few at once.
+    * `:lifetime` - seconds, however often a key is used. For so long everything goes on while the service is away, and for so long
+      a key works that the service refuses from now on. Default 300.
+    * `:concurrency` - how many calls to the service run at once; others wait. Default 4.
 
   ## Where the rows are
 
@@ -97,14 +130,17 @@ defmodule Kith.Options do
       above are measured with it; see `Kith.Testing.Clock`. Default: the time of the system.
   """
 
-  alias Kith.Validation
+  alias Kith.{KeySource, Validation}
 
   # A hundred years.
   @max_seconds 3_155_760_000
 
+  @key_cache %{keys: 1_000, lifetime: 300, concurrency: 4}
+
   @derive {Inspect, except: [:keys]}
   defstruct name: Kith,
             keys: nil,
+            key_cache: [],
             database: "kith.db",
             repo: nil,
             prefix: nil,
@@ -130,11 +166,19 @@ defmodule Kith.Options do
             unacknowledged_session_lifetime: 2_592_000,
             clock: nil
 
-  @type source :: {:env, String.t()} | {:file, Path.t()} | {:key, <<_::256>>}
+  @typedoc "Where a key-encryption key comes from."
+  @type source ::
+          {:env, String.t()}
+          | {:file, Path.t()}
+          | {:passphrase, {:env, String.t()} | {:file, Path.t()}, parameters :: String.t()}
+          | {:kms, keyword}
+          | :development
+          | {:key, <<_::256>>}
 
   @type t :: %__MODULE__{
           name: term,
           keys: keyword,
+          key_cache: keyword,
           database: Path.t() | :memory,
           repo: nil | module,
           prefix: nil | String.t(),
@@ -227,7 +271,16 @@ defmodule Kith.Options do
   def key_sources(%__MODULE__{keys: keys}) do
     {current, _} = keys[:current]
     all = [keys[:current] | keys[:retired] || []]
-    {current, Enum.map(all, fn {id, source} -> {id, unveil(source)} end)}
+    {current, Enum.map(all, fn {id, source} -> {id, KeySource.native(source)} end)}
+  end
+
+  @doc false
+  # As the vault takes them.
+  def key_limits(%__MODULE__{key_cache: given}) do
+    %{keys: keys, lifetime: lifetime, concurrency: concurrency} =
+      Map.merge(@key_cache, Map.new(given))
+
+    %{keys: keys, lifetime: lifetime * 1_000, concurrency: concurrency}
   end
 
   defp veil_keys(keys) do
@@ -249,6 +302,7 @@ defmodule Kith.Options do
     [
       name: :any,
       keys: {:custom, &keys/1},
+      key_cache: {:custom, &key_cache/1},
       database: {:custom, &database/1},
       repo: {:module, [query: 3, transaction: 2]},
       prefix: {:custom, &Kith.Store.Repo.prefix/1},
@@ -340,6 +394,17 @@ defmodule Kith.Options do
       {:error,
        "expected :maintenance_interval to be :off or an integer from 0 to 604800, got: #{inspect(other)}"}
 
+  defp key_cache(options) do
+    schema = [
+      keys: {:integer, 16..100_000},
+      lifetime: {:integer, 1..86_400},
+      concurrency: {:integer, 1..64}
+    ]
+
+    with {:error, message} <- Validation.validate(options, schema),
+         do: {:error, "in :key_cache, " <> message}
+  end
+
   # No message below prints a value: a key may stand in any place by mistake.
   defp keys(keys) do
     cond do
@@ -384,27 +449,13 @@ defmodule Kith.Options do
 
   defp key(place, {id, source}) do
     if key_id?(id),
-      do: source(place, id, source),
+      do: KeySource.check(place, id, source),
       else:
         {:error,
          "expected the id of #{place} in :keys to be 1 to 64 printable ASCII characters without spaces"}
   end
 
   defp key(place, _), do: {:error, "expected #{place} in :keys to be {id, source}"}
-
-  defp source(_place, _id, {:env, name}) when is_binary(name) and name != "", do: :ok
-  defp source(_place, _id, {:file, path}) when is_binary(path) and path != "", do: :ok
-  defp source(_place, _id, {:key, <<_::256>>}), do: :ok
-  defp source(_place, _id, {:key, fun}) when is_function(fun, 0), do: :ok
-
-  defp source(place, id, {:key, _}),
-    do: {:error, "expected the key #{inspect(id)} (#{place} in :keys) to be 32 bytes"}
-
-  defp source(place, id, _),
-    do:
-      {:error,
-       "expected the source of #{inspect(id)} (#{place} in :keys) to be {:env, name}, {:file, path} or " <>
-         "{:key, 32 bytes}"}
 
   defp key_id?(id) do
     is_binary(id) and byte_size(id) in 1..64 and

@@ -4,7 +4,8 @@ defmodule Kith.Rotation do
   # themselves: each names the key it is under.
 
   alias Kith.{AccountLock, Error, Instance, KeyChange, Telemetry, ThreadKeys}
-  alias Kith.Store.{Accounts, ArchivedMessages, Keys, ServiceKeys}
+  alias Kith.KMS.Client
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo, ServiceKeys}
 
   @batch 100
 
@@ -27,11 +28,7 @@ defmodule Kith.Rotation do
   @kinds [:account, :thread, :previous, :service]
 
   defp rewrap_all(instance, counts, options) do
-    each_kind(counts, fn kind, counts ->
-      pages(instance, kind, "", counts, options, fn repo, rows, counts ->
-        Enum.reduce(rows, counts, &rewrap(instance, repo, kind, &1, &2, options))
-      end)
-    end)
+    each_kind(counts, fn kind, counts -> each(instance, kind, "", counts, options) end)
   end
 
   defp each_kind(counts, fun) do
@@ -43,27 +40,95 @@ defmodule Kith.Rotation do
     end)
   end
 
-  # A page of accounts, threads or keys of the service in a transaction.
-  defp pages(instance, kind, place, counts, options, fun) do
-    result =
-      Instance.transaction(instance, fn repo ->
-        rows = keys(repo, kind, place)
-        {{:ok, {rows, fun.(repo, rows, counts)}}, []}
-      end)
-
-    case result do
+  defp each(instance, kind, place, counts, options) do
+    case page(instance, kind, place, counts, options) do
       {:ok, {[], counts}} ->
         {:ok, counts}
 
       {:ok, {rows, counts}} ->
         if progress = options[:progress], do: progress.(counts)
         {last, _} = List.last(rows)
-        pages(instance, kind, last, counts, options, fun)
+        each(instance, kind, last, counts, options)
 
       {:error, error} ->
         {:error, error}
     end
   end
+
+  # A page of accounts, threads or keys of the service in a transaction.
+  defp page(%{kms: nil} = instance, kind, place, counts, options) do
+    Instance.transaction(instance, fn repo ->
+      rows = keys(repo, kind, place)
+
+      {{:ok, {rows, Enum.reduce(rows, counts, &rewrap(instance, repo, kind, &1, &2, options))}},
+       []}
+    end)
+  end
+
+  # With a key service, one by one: it is asked between transactions, and what was wrapped before it failed stays so.
+  defp page(instance, kind, place, counts, options) do
+    if Repo.in_transaction?(instance.repo) do
+      {:error, Error.new(:unavailable, "within a transaction nobody waits for a key service")}
+    else
+      with {:ok, rows} <- Instance.transaction(instance, &{{:ok, keys(&1, kind, place)}, []}),
+           {:ok, counts} <- served(instance, kind, rows, counts, options),
+           do: {:ok, {rows, counts}}
+    end
+  end
+
+  defp served(_instance, _kind, [], counts, _options), do: {:ok, counts}
+
+  defp served(instance, kind, [{id, key} | rows], counts, options) do
+    with {:ok, counted} <- answered(instance, kind, {id, key}, options, 4) do
+      counts = if is_atom(counted), do: count(counts, counted), else: refused(counts, key)
+      served(instance, kind, rows, counts, options)
+    end
+  end
+
+  # What is to be counted: :current, :rewrapped, or {:refused, reason}.
+  defp answered(instance, kind, {id, key} = row, options, attempts) do
+    dry_run? = Keyword.get(options, :dry_run, false)
+
+    case native(instance, kind, id, key) do
+      {:ok, nil} ->
+        {:ok, :current}
+
+      # It has opened, and a key of the service would be made for it.
+      {:error, :unmade} when dry_run? ->
+        {:ok, :rewrapped}
+
+      {:error, lack} when lack in [:cold, :unmade] and attempts > 0 ->
+        needs = needs(lack, kind, id, key)
+
+        # What is to be moved to the service is not moved to what stands in for it.
+        case Client.warm(instance, needs, fallback: false) do
+          :ok -> answered(instance, kind, row, options, attempts - 1)
+          {:error, :unavailable} -> {:error, Error.new(:unavailable)}
+          {:error, reason} -> {:ok, {:refused, reason}}
+        end
+
+      {:ok, rewrapped} ->
+        put = fn repo -> {{:ok, put(repo, kind, id, wrapped(key), rewrapped)}, []} end
+        stored = if dry_run?, do: {:ok, 0}, else: Instance.transaction(instance, put)
+        with {:ok, _} <- stored, do: {:ok, :rewrapped}
+
+      {:error, reason} when reason in [:cold, :unmade] ->
+        {:error, Error.new(:unavailable)}
+
+      {:error, :panic} ->
+        {:error, Error.new(:panic)}
+
+      {:error, reason} ->
+        {:ok, {:refused, reason}}
+    end
+  end
+
+  defp needs(lack, :account, user, key), do: Client.needs(lack, :account_rewrap, [user, key])
+
+  defp needs(lack, :service, _id, {purpose, public_key, wrapped}),
+    do: Client.needs(lack, :service_key_rewrap, [purpose, {public_key, wrapped}])
+
+  defp needs(lack, _thread, thread, key), do: Client.needs(lack, :thread_rewrap, [thread, key])
 
   defp keys(repo, :account, place), do: Accounts.data_keys(repo, place, @batch)
   defp keys(repo, :thread, place), do: ArchivedMessages.data_keys(repo, :data_key, place, @batch)
@@ -89,9 +154,14 @@ defmodule Kith.Rotation do
         raise Error.new(:panic)
 
       {:error, _} ->
-        counts = count(counts, :refused)
-        %{counts | remaining: Map.update(counts.remaining, wrapped_by(data_key), 1, &(&1 + 1))}
+        refused(counts, key)
     end
+  end
+
+  defp refused(counts, key) do
+    counts = count(counts, :refused)
+    by = key |> wrapped() |> wrapped_by()
+    %{counts | remaining: Map.update(counts.remaining, by, 1, &(&1 + 1))}
   end
 
   defp native(instance, :account, user, data_key),
@@ -138,10 +208,10 @@ defmodule Kith.Rotation do
         {:ok, counts}
 
       {:ok, found} ->
-        dry_run = options[:dry_run] || false
-        counts = Enum.reduce(found, counts, &replace(instance, kind, &1, dry_run, &2))
-        if fun = options[:progress], do: fun.(counts)
-        replace_old(instance, kind, List.last(found), counts, options)
+        with {:ok, counts} <- replace_each(instance, kind, found, options, counts) do
+          if fun = options[:progress], do: fun.(counts)
+          replace_old(instance, kind, List.last(found), counts, options)
+        end
 
       {:error, error} ->
         {:error, error}
@@ -152,6 +222,17 @@ defmodule Kith.Rotation do
   defp old(repo, :account, place, before), do: Keys.old(repo, place, before, @batch)
   defp old(repo, :thread, place, before), do: ArchivedMessages.old(repo, place, before, @batch)
 
+  defp replace_each(instance, kind, found, options, counts) do
+    dry_run? = Keyword.get(options, :dry_run, false)
+
+    Enum.reduce_while(found, {:ok, counts}, fn id, {:ok, counts} ->
+      case replace(instance, kind, id, dry_run?, counts) do
+        {:error, error} -> {:halt, {:error, error}}
+        counts -> {:cont, {:ok, counts}}
+      end
+    end)
+  end
+
   defp replace(_instance, _kind, _id, true, counts), do: count(counts, :rotated)
 
   defp replace(instance, kind, id, _dry_run, counts) do
@@ -161,6 +242,7 @@ defmodule Kith.Rotation do
       {:error, %Error{reason: :locked}} -> counts
       # Shredded meanwhile.
       {:error, %Error{reason: :key_not_found}} -> counts
+      {:error, %Error{reason: :unavailable} = error} -> {:error, error}
       _some_of_it_does_not_open -> count(counts, :refused)
     end
   end
@@ -203,20 +285,20 @@ defmodule Kith.Rotation do
     end)
   end
 
+  # A key opens as it does for whoever would wrap it anew.
   defp verify_key(instance, kind, id, key) do
-    case native(instance, kind, id, key) do
-      {:ok, rewrapped} ->
-        outdated = if rewrapped, do: 1, else: 0
-
-        with {:ok, found} <- below(instance, kind, id),
-             do: {:ok, Map.merge(found, %{opened: found.opened + 1, outdated: outdated})}
-
-      {:error, :panic} ->
-        {:error, Error.new(:panic)}
-
-      {:error, _} ->
-        {:ok, %{damaged: 1}}
+    case answered(instance, kind, {id, key}, [dry_run: true], 4) do
+      {:ok, {:refused, _}} -> {:ok, %{damaged: 1}}
+      {:ok, counted} -> verify_below(instance, kind, id, counted)
+      {:error, error} -> {:error, error}
     end
+  end
+
+  defp verify_below(instance, kind, id, counted) do
+    outdated = if counted == :rewrapped, do: 1, else: 0
+
+    with {:ok, found} <- below(instance, kind, id),
+         do: {:ok, Map.merge(found, %{opened: found.opened + 1, outdated: outdated})}
   end
 
   defp below(instance, :account, user) do

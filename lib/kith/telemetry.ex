@@ -109,6 +109,9 @@ defmodule Kith.Telemetry do
   | `[:kith, :backup, :unwrap, :start]` | `monotonic_time`, `system_time` | `instance`, `user_id`, `by` |
   | `[:kith, :backup, :unwrap, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason` |
   | `[:kith, :backup, :unwrap, :exception]` | `monotonic_time`, `duration` | the same as at the start, `kind`, `reason`, `stacktrace` |
+  | `[:kith, :kms, :call, :start]` | `monotonic_time`, `system_time` | `instance`, `operation` |
+  | `[:kith, :kms, :call, :stop]` | `monotonic_time`, `duration` | the same, `result`, `reason`, `failure` |
+  | `[:kith, :kms, :fallback]` | `system_time`, `count` | `instance` |
   | `[:kith, :nif, :panic]` | `system_time`, `count` | `instance`, `function` |
   | `[:kith, :health, :check]` | `duration`, `store_duration`, `vault_duration`, `store`, `vault` | `instance`, `result`, `reason`, `store_reason`, `vault_reason` |
   | `[:kith, :alert, :raised]` | `system_time` | `instance`, `rule`, `severity` |
@@ -145,6 +148,8 @@ defmodule Kith.Telemetry do
   bytes of a signed payload, 0 where it was refused.
   Of a `:migrate`, which is `Kith.Vault.Migrator`, `rows` are those looked at, and the others count their fields, as its report
   does; of an `:export`, `rows` are those in it.
+  The `duration` of a `[:kith, :kms, :call]` is that of all its attempts; a `:fallback` is one data key that the key named in
+  `:fallback` wraps.
 
   ## Metadata
 
@@ -162,7 +167,10 @@ defmodule Kith.Telemetry do
   private keys live elsewhere: only their own client can give them new prekeys. `task` is `:replenish`, `:rotate`,
   `:purge`, `:expire` or `:checkpoint`, `claimed` is `false` when another node was doing it, or had done it a short while ago. `emptied` is `false` of a
   checkpoint that gave way to a reader: the log is emptied later. `store_reason` and `vault_reason` are what is wrong with each,
-  `nil` where nothing is. `vault` is the module of a `Kith.Vault`, `operation` is `:encrypt` or `:decrypt`; `table` is the name of
+  `nil` where nothing is. `vault` is the module of a `Kith.Vault`, `operation` is `:encrypt` or `:decrypt`, or what a key service was asked for:
+  `:create_dek_for_thread`, `:encrypt`, `:decrypt` or `:get_wrapped`, whose `:key_not_found` is the good answer to `Kith.health/2`. `failure` says more than
+  `reason` where it failed: `:connect`, `:timeout`, `:broken`, `:tls`, `:forbidden`, `:status` (none of the protocol), `:answer` (no answer of the protocol, or too
+  long), `:paused` (nothing was asked, as a call failed a moment ago), `:key_not_found` or `:refused`. `table` is the name of
   a table, `mode` is `:upgrade`, `:dry_run` or `:verify`. `rule` is the name of a rule of `Kith.Monitor`, `severity` is `:critical` or `:warning`.
   Of `:escrow` and `:unwrap`, `by` is who has put a recovery key into escrow, or unwrapped it, as the application names them. There is
   never a key, a plaintext or a message in them: in an `:exception` event `reason` is the module of the exception, or
@@ -173,6 +181,7 @@ defmodule Kith.Telemetry do
 
   The two events of an `:export` are emitted together when its stream ends, with the times at which it began and ended; of one that
   is not read to its end the result is `:error`, and the reason `nil` unless an error ended it.
+  The calls of one key to a key service are emitted together, when the last of them is done.
 
   `:establish`, `:generate`, `:claim`, `:rotate`, `:redelivery` and `:restored` are emitted once their transaction is committed, with the times at
   which they happened; what was rolled back is not reported. So a handler does not run while the database is
@@ -209,7 +218,7 @@ defmodule Kith.Telemetry do
 
   | level | what |
   | --- | --- |
-  | error | a panic of the engine; an operation that failed with `:storage` or raised; a database that does not answer, or data keys that do not open, when asked by `Kith.health/2` |
+  | error | a panic of the engine; an operation that failed with `:storage` or `:unavailable`, or raised; a database that does not answer, or data keys that do not open, when asked by `Kith.health/2` |
   | warning | a security event: `decrypt` answered `:tampered` or `:untrusted_identity`; `:corrupted_state`; a call of `encrypt` or `decrypt` slower than `:slow`; a session begun without a one-time prekey, as there was none; a recovery key in escrow that was unwrapped, or asked for in vain |
   | info | a message reported or sent again after it did not open, a session put away unanswered, a second delivery answered out of the archive, an account backed up or restored |
   | debug | each call of `encrypt`, `encrypt_group` and `decrypt`, and each session that is begun |

@@ -133,7 +133,7 @@ defmodule Kith.ThreadKeys do
 
         case Instance.sealed(instance, :thread_reseal, [key, key, sealed(rows)]) do
           {:ok, results} -> Enum.reduce(results, counts, &count/2)
-          {:error, :panic} -> raise Error.new(:panic)
+          {:error, reason} when reason in [:panic, :unavailable] -> raise Error.new(reason)
           {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
         end
       end)

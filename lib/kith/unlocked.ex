@@ -17,7 +17,9 @@ defmodule Kith.Unlocked do
 
   @doc "Whether a data key, as the database has it, is locked."
   defguard is_locked(data_key)
-           when is_binary(data_key) and binary_part(data_key, 0, 2) == <<1, 0x11>>
+           when is_binary(data_key) and
+                  (binary_part(data_key, 0, 2) == <<1, 0x11>> or
+                     binary_part(data_key, 0, 2) == <<1, 0x14>>)
 
   @doc "The account as native calls take it: with the unlocked key, where there is one."
   def account(%Instance{unlocked: table} = instance, {user, data_key} = account)

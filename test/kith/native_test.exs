@@ -23,6 +23,9 @@ defmodule Kith.NativeTest do
   test "the functions of the native library refuse arguments of the wrong kind" do
     assert_raise ArgumentError, fn -> Kith.Native.sqlite_open("kith.db", :full, 0) end
     assert_raise ArgumentError, fn -> Kith.Native.sqlite_reset(make_ref()) end
-    assert_raise ArgumentError, fn -> Kith.Native.vault_open("id", [{"id", {:url, "x"}}]) end
+
+    assert_raise ArgumentError, fn ->
+      Kith.Native.vault_open("id", [{"id", {:url, "x"}}], %{keys: 16, lifetime: 1, concurrency: 1})
+    end
   end
 end

@@ -6,13 +6,16 @@ defmodule Kith.PanicTest do
 
   @panics 1_000
   @cheap {64, 1, 1}
+  @limits %{keys: 16, lifetime: 1_000, concurrency: 4}
   @place %{position: 1, message_id: <<0::128>>, sender: {"bob", 1}, sent_at: 1, expires_at: nil}
   @password_hash "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA"
   @ciphers [{"a", {:kith, "2026", "", 0}, {:key, <<7::256>>}}]
   @unknown %{generation: 0, state: nil, braid: nil, identity: nil, sibling: nil}
 
   setup do
-    {:ok, vault} = Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}])
+    {:ok, vault} =
+      Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}], @limits)
+
     {:ok, database} = Native.sqlite_open(:memory, :full, 0)
     {:ok, lease} = Native.sqlite_reset(database)
     {:ok, field_vault} = Native.field_vault_open("a", @ciphers)
@@ -63,7 +66,10 @@ defmodule Kith.PanicTest do
   # One call for each NIF, so that the panic comes after real work.
   defp call(:reasons, _), do: Native.reasons()
   defp call(:panic_location, _), do: Native.panic_location()
-  defp call(:vault_open, _), do: Native.vault_open("test", [{"test", {:key, <<7::256>>}}])
+
+  defp call(:vault_open, _),
+    do: Native.vault_open("test", [{"test", {:key, <<7::256>>}}], @limits)
+
   defp call(:account_create, c), do: Native.account_create(c.vault, "alice")
   defp call(:self_seal, c), do: Native.self_seal(c.vault, c.account, "plaintext")
   defp call(:self_open, c), do: Native.self_open(c.vault, c.account, "sealed")
@@ -96,6 +102,16 @@ defmodule Kith.PanicTest do
     rows = [{"kind", ["alice", 1], ["alice", 2], "not sealed"}, :no_row]
     Native.rows_reseal(c.vault, c.account, {"alice", c.unlocked}, rows)
   end
+
+  defp call(:kms_fetch, c), do: Native.kms_fetch(c.vault, :account, c.account)
+  defp call(:kms_prepare, c), do: Native.kms_prepare(c.vault, :account, "alice", true)
+  defp call(:kms_probe, c), do: Native.kms_probe(c.vault)
+  defp call(:kms_sweep, c), do: Native.kms_sweep(c.vault)
+  defp call(:kms_forget, c), do: Native.kms_forget(c.vault)
+  defp call(:vault_memory, c), do: Native.vault_memory(c.vault)
+  defp call(:wrapped_key_inspect, c), do: Native.wrapped_key_inspect(elem(c.account, 1))
+  # With the cost of a real one a thousand would take minutes.
+  defp call(:passphrase_create, _), do: Native.passphrase_create({:env, "HOME"}, {8, 1, 1})
 
   defp call(:archive_seal, c),
     do: Native.archive_seal(c.vault, c.thread, c.account, {"alice", 1}, @place, "content")

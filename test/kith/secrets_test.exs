@@ -17,16 +17,13 @@ defmodule Kith.SecretsTest do
     key_file = Path.join(folder, "kith.key")
     File.write!(key_file, Base.encode64(kek))
     File.chmod!(key_file, 0o600)
-    export_key = :crypto.strong_rand_bytes(32)
-    export_file = Path.join(folder, "export.key")
-    File.write!(export_file, Base.encode64(export_key))
-    File.chmod!(export_file, 0o600)
+    {export_file, export_key} = export_file(folder)
     database = Path.join(folder, "kith.db")
     dump = Path.join(folder, "erl_crash.dump")
     planted = :crypto.strong_rand_bytes(32)
 
     {printed, _status} =
-      ChildVM.run(conversation({key_file, export_file}, database, planted),
+      ChildVM.run(conversation({{:file, key_file}, export_file}, database, planted),
         env: [{"ERL_CRASH_DUMP", dump}]
       )
 
@@ -96,7 +93,48 @@ defmodule Kith.SecretsTest do
     :crypto.mac(:hmac, :sha256, extracted, info <> <<1>>)
   end
 
-  defp conversation({key_file, export_file}, database, planted) do
+  @tag timeout: 120_000
+  test "nothing of that shows keys that a key service has wrapped, nor those it is sent" do
+    folder = tmp_dir!()
+    kms = Kith.Test.KMSProcess.start!(folder)
+    database = Path.join(folder, "kith.db")
+    dump = Path.join(folder, "erl_crash.dump")
+    {export_file, _key} = export_file(folder)
+    planted = :crypto.strong_rand_bytes(32)
+    source = {:kms, url: Kith.Test.KMSProcess.url(kms), timeout: 60_000}
+
+    {printed, _status} =
+      ChildVM.run(conversation({source, export_file}, database, planted),
+        env: [{"ERL_CRASH_DUMP", dump}]
+      )
+
+    assert printed =~ "the conversation is over", printed
+    dumped = File.read!(dump)
+    printed = unbroken(printed)
+    assert found?(dumped, planted)
+
+    {:ok, state} = Kith.KMS.Reference.open(Path.join(folder, "keys"))
+    secrets = read_secrets(database, state)
+
+    for kind <- [:key_encryption_key, :wrapping_key, :data_key, :thread_key, :identity_key],
+        do: assert(List.keymember?(secrets, kind, 0), "no #{kind} to look for")
+
+    places = [crash_dump: dumped, output: printed, database: File.read!(database)]
+
+    for {kind, secret} <- secrets,
+        {place, text} <- places,
+        do: refute(found?(text, secret), "a #{kind} is in the #{place}")
+  end
+
+  defp export_file(folder) do
+    key = :crypto.strong_rand_bytes(32)
+    path = Path.join(folder, "export.key")
+    File.write!(path, Base.encode64(key))
+    File.chmod!(path, 0o600)
+    {path, key}
+  end
+
+  defp conversation({source, export_file}, database, planted) do
     """
     {:ok, _} = Application.ensure_all_started(:kith)
     Logger.configure(level: :debug)
@@ -114,7 +152,7 @@ defmodule Kith.SecretsTest do
     :persistent_term.put(Kith.Telemetry, true)
 
     show = fn term -> IO.inspect(term, limit: :infinity, printable_limit: :infinity) end
-    options = [name: :family, archive: true, database: #{inspect(database)}, keys: [current: {"k1", {:file, #{inspect(key_file)}}}]]
+    options = [name: :family, archive: true, database: #{inspect(database)}, keys: [current: {"k1", #{inspect(source)}}]]
     {:ok, supervisor} = Kith.start_link(options)
     show.(options)
     for user <- ~w(ada ben cleo), do: show.(Kith.register(:family, user))

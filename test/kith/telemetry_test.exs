@@ -30,6 +30,8 @@ defmodule Kith.TelemetryTest do
     kith: kith,
     ahead: ahead
   } do
+    # First, as it takes what is of no instance with it.
+    served = with_a_key_service()
     register!(kith, ~w(anna ben cleo))
     first = encrypt_one!(kith, "anna", "ben", "hello")
     Kith.decrypt!(kith, "ben", first)
@@ -101,7 +103,7 @@ defmodule Kith.TelemetryTest do
       assert catch_error(Telemetry.span([:kith | name], metadata, fn -> raise "a bug" end))
     end
 
-    events = received(kith)
+    events = received(kith) ++ served
     contract = contract()
 
     assert Enum.sort(Enum.uniq(for {event, _, _} <- events, do: event)) ==
@@ -566,6 +568,24 @@ defmodule Kith.TelemetryTest do
     {:ok, _} = Kith.SQLite.query(database, "INSERT INTO users VALUES (1, NULL)")
     table = [table: "users", primary_key: ["id"], fields: [email: {vault, :binary}]]
     {:ok, %{empty: 1}} = Kith.Vault.Migrator.run(database, table)
+  end
+
+  # An instance of its own, whose service ends so that the fallback is used.
+  defp with_a_key_service do
+    folder = tmp_dir!()
+    {:ok, state} = Kith.KMS.Reference.open(Path.join(folder, "keys"))
+    socket = Path.join(folder, "kms.sock")
+    service = [service: {Kith.KMS.Reference, state}, socket: socket]
+    start_supervised!({Kith.KMS.Server, service}, id: :kms)
+    local = {"local", {:key, <<1::256>>}}
+    source = {:kms, url: "unix://" <> socket, fallback: "local", timeout: 60_000}
+    kith = start_kith!(keys: [current: {"kms", source}, retired: [local]])
+    Kith.health!(kith)
+    register!(kith, ["anna"])
+    stop_supervised!(:kms)
+    ExUnit.CaptureLog.capture_log(fn -> register!(kith, ["ben"]) end)
+
+    for {[:kith, :kms | _], _, _} = event <- received(kith), do: event
   end
 
   defp received(kith) do

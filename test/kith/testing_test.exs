@@ -501,12 +501,13 @@ defmodule Kith.TestingTest do
     test "each an application should handle is in the table" do
       named = for [reason, _] <- @rows, do: String.to_existing_atom(reason)
       # Of the account's own lock, and of bugs.
-      # No message is answered with what is of passwords and of backups.
+      # No message is answered with what is of passwords and of backups; a key service is no part of a test.
       elsewhere = [
         :already_registered,
         :busy,
         :no_consent,
         :too_few,
+        :unavailable,
         :wrong_password,
         :wrong_secret
       ]

@@ -7,12 +7,14 @@ defmodule Kith.StateReader do
 
   @doc "All secrets of a database as `{what, bytes}`, 32 bytes of each."
   def secrets(query, kek) do
+    if is_struct(kek), do: Process.put(__MODULE__, kek)
+
     data_keys =
       for [user, wrapped] <- query.("SELECT user_id, data_key FROM signal_accounts"),
           into: %{},
           do: {user, open_data_key(kek, ["data-key", user], wrapped)}
 
-    [{:key_encryption_key, kek}] ++
+    key_encryption_keys(query, kek) ++
       for({_user, key} <- data_keys, do: {:data_key, key}) ++
       for({_thread, key} <- thread_keys(query, kek), do: {:thread_key, key}) ++
       service_keys(query, kek) ++
@@ -32,6 +34,17 @@ defmodule Kith.StateReader do
       {kind, open_data_key(kek, ["#{purpose}-key", public_key], wrapped)}
     end
   end
+
+  defp key_encryption_keys(query, %Kith.KMS.Reference{master: master}) do
+    wrapping =
+      for table <- ~w(signal_accounts signal_threads),
+          [wrapped] <- query.("SELECT data_key FROM #{table}"),
+          do: {:wrapping_key, elem(wrapping_key(wrapped), 0)}
+
+    [{:key_encryption_key, master} | wrapping]
+  end
+
+  defp key_encryption_keys(_query, kek), do: [{:key_encryption_key, kek}]
 
   defp thread_keys(query, kek) do
     for [thread, wrapped] <- query.("SELECT thread_id, data_key FROM signal_threads"),
@@ -258,6 +271,31 @@ defmodule Kith.StateReader do
     <<nonce::binary-12, encrypted::binary-32, tag::binary-16>> = from(rest, n)
     aad = binary_part(wrapped, 0, 11 + n) <> context(fields)
     open(kek, nonce, encrypted, tag, aad)
+  end
+
+  # With the master key of Kith.KMS.Reference in place of a key-encryption key.
+  def open_data_key(%Kith.KMS.Reference{}, fields, <<1, 0x13, _::binary>> = wrapped) do
+    {wrapping, aad, <<nonce::binary-12, encrypted::binary-32, tag::binary-16>>} =
+      wrapping_key(wrapped)
+
+    open(wrapping, nonce, encrypted, tag, aad <> context(fields))
+  end
+
+  defp parts(wrapped) do
+    <<1, 0x13, _id::64, n, rest::binary>> = wrapped
+    <<version::32, key_length::16, rest::binary>> = from(rest, n)
+    key_id = binary_part(rest, 0, key_length)
+    <<wrapped_length::16, rest::binary>> = from(rest, key_length)
+    <<length::16, rest::binary>> = from(rest, wrapped_length)
+    {key_id, version, binary_part(rest, 0, length), from(rest, length)}
+  end
+
+  @doc "The key that seals a data key, as the service decrypts it; the header, and what is sealed."
+  def wrapping_key(wrapped) do
+    %Kith.KMS.Reference{} = kms = Process.get(__MODULE__)
+    {key_id, version, ciphertext, sealed} = parts(wrapped)
+    {:ok, wrapping} = Kith.KMS.Reference.decrypt_with_dek(kms, key_id, ciphertext, "", version)
+    {wrapping, binary_part(wrapped, 0, byte_size(wrapped) - byte_size(sealed)), sealed}
   end
 
   @doc "The content of a sealed row."

@@ -29,7 +29,8 @@ defmodule Kith.Backup.Engine do
 
   def sealed(instance, function, [first, account | rest]) do
     account = Unlocked.account(instance, account)
-    native(instance, function, [first, instance.vault, account | rest])
+    call = fn -> Instance.native(instance, function, [first, instance.vault, account | rest]) end
+    Error.from_native(Instance.with_keys(instance, function, [account | rest], call))
   end
 
   @doc "What is no backup, or none that was made here."

@@ -220,7 +220,7 @@ defmodule Kith.Backup.Export do
       read!(instance, account, fn repo ->
         now = Instance.now(instance)
 
-        case repo |> Backups.message_sizes(user, last, now, @messages_per_page) |> fitting(0) do
+        case repo |> Backups.message_sizes(user, last, now, page(instance)) |> fitting(0) do
           [] ->
             nil
 
@@ -234,6 +234,10 @@ defmodule Kith.Backup.Export do
     end)
     |> Stream.reject(&(&1 == []))
   end
+
+  # Each message may be of another thread, whose key a key service opens: those of a page are open together.
+  defp page(%{kms: nil}), do: @messages_per_page
+  defp page(_instance), do: 12
 
   # At least one, however large it is.
   defp fitting([], _bytes), do: []

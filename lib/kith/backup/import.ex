@@ -6,6 +6,7 @@ defmodule Kith.Backup.Import do
 
   alias Kith.{Error, Instance, MessageArchive, Registration}
   alias Kith.Backup.Source
+  alias Kith.KMS.Client
   alias Kith.Store.{Accounts, Backups, Prekeys, Repo, Sessions}
 
   @doc "Restores a user from a reader and the chunks that follow."
@@ -26,6 +27,14 @@ defmodule Kith.Backup.Import do
       skipped: 0
     }
 
+    # In the transaction nobody waits for a key service.
+    case Client.prepare(instance, :account, user) do
+      :ok -> import_all(instance, reader, chunks, begun)
+      {:error, reason} -> {:error, Error.new(reason)}
+    end
+  end
+
+  defp import_all(instance, reader, chunks, begun) do
     Repo.long_transaction(instance.repo, fn ->
       # An error is raised, and undoes what was written.
       case Source.fold(instance, reader, chunks, begun, &import_records/3) do

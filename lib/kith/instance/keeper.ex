@@ -3,18 +3,19 @@ defmodule Kith.Instance.Keeper do
   # Makes the instance known under its name once its database is ready, and keeps it known.
   use GenServer
 
-  alias Kith.{Installation, Instance, Migration, Unlocked}
+  alias Kith.{Installation, Instance, Migration, Native, Options, Unlocked}
 
   # Milliseconds between two looks for accounts whose time is over.
   @sweep 10_000
 
   def start_link(argument), do: GenServer.start_link(__MODULE__, argument)
 
-  def init({options, vault, repo}) do
+  def init({options, {vault, kms}, repo}) do
     instance = %Instance{
       name: options.name,
       repo: repo,
       vault: vault,
+      kms: kms,
       options: options,
       stamps: :atomics.new(2, signed: false),
       unlocked: Unlocked.new()
@@ -27,6 +28,7 @@ defmodule Kith.Instance.Keeper do
          {:ok, _found, instance} <- Installation.check(instance),
          {:ok, _} <- Instance.register(instance) do
       sweep_later()
+      if kms, do: sweep_keys_later(instance)
       {:ok, instance}
     else
       {:error, reason} -> {:stop, reason}
@@ -44,9 +46,21 @@ defmodule Kith.Instance.Keeper do
     {:noreply, instance}
   end
 
+  # A data key that nobody uses any more must not stay open.
+  def handle_info(:sweep_keys, instance) do
+    Native.kms_sweep(instance.vault)
+    sweep_keys_later(instance)
+    {:noreply, instance}
+  end
+
   def handle_info(_other, instance), do: {:noreply, instance}
 
   defp sweep_later, do: Process.send_after(self(), :sweep, @sweep)
+
+  defp sweep_keys_later(%{options: options}) do
+    lifetime = Options.key_limits(options).lifetime
+    Process.send_after(self(), :sweep_keys, max(500, div(lifetime, 4)))
+  end
 
   # A copy that was made while this ran is older than what is left behind.
   def terminate(reason, instance)

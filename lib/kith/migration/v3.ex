@@ -3,7 +3,19 @@ defmodule Kith.Migration.V3 do
   # Times are milliseconds since 1970. What data_key holds is sealed by the vault, under another data key in
   # signal_retired_keys; private_key_encrypted of a key of the service is wrapped by the vault.
 
-  def up(bytes), do: accounts(bytes) ++ signed(bytes) ++ escrow(bytes)
+  # What stands in data_key for everybody to read, as columns: the key's own id, which is the key service's where one has a part
+  # in it, the key as that service keeps it, and which key-encryption key wraps it, in which version. NULL in rows from before.
+  # Nothing is decided by them.
+  @wrapped [key_id: "TEXT", wrapped_dek: nil, kek_id: "TEXT", kek_version: "BIGINT"]
+  @wrapped_in ~w(signal_accounts signal_threads)
+
+  def up(bytes), do: accounts(bytes) ++ signed(bytes) ++ escrow(bytes) ++ wrapped(bytes)
+
+  defp wrapped(bytes) do
+    for table <- @wrapped_in,
+        {column, type} <- @wrapped,
+        do: "ALTER TABLE kith.#{table} ADD COLUMN #{column} #{type || bytes}"
+  end
 
   # Locked accounts and the rotation of keys.
   defp accounts(bytes) do
@@ -142,6 +154,9 @@ defmodule Kith.Migration.V3 do
       "DROP TABLE kith.signed_keys",
       "DROP TABLE kith.signal_escrows",
       "DROP TABLE kith.signal_escrow_unwraps"
-    ]
+    ] ++
+      for table <- @wrapped_in,
+          {column, _} <- @wrapped,
+          do: "ALTER TABLE kith.#{table} DROP COLUMN #{column}"
   end
 end

@@ -3,7 +3,7 @@ defmodule Kith.Store.Accounts do
   # signal_accounts and signal_identity_keys: who has keys here.
 
   alias Kith.Address
-  alias Kith.Store.{Keys, Repo, SQL}
+  alias Kith.Store.{Keys, Repo, SQL, WrappedKey}
 
   @type device :: %{
           data_key: nil | binary,
@@ -137,11 +137,13 @@ defmodule Kith.Store.Accounts do
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_account(repo, user, data_key, now) do
     sql = """
-    INSERT INTO kith.signal_accounts (user_id, data_key, created_at) VALUES ($1, $2, $3)
+    INSERT INTO kith.signal_accounts
+      (user_id, data_key, created_at, key_id, wrapped_dek, kek_id, kek_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (user_id) DO NOTHING
     """
 
-    Repo.execute(repo, sql, [user, {:blob, data_key}, now])
+    Repo.execute(repo, sql, [user, {:blob, data_key}, now | WrappedKey.columns(data_key)])
   end
 
   @doc "Returns how many rows were inserted: 0 when the device is there already."

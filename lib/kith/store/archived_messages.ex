@@ -3,7 +3,7 @@ defmodule Kith.Store.ArchivedMessages do
   # signal_threads and signal_archived_messages: the data keys of conversations and what is sealed under them.
 
   alias Kith.Address
-  alias Kith.Store.{Keys, Repo, SQL}
+  alias Kith.Store.{Keys, Repo, SQL, WrappedKey}
 
   # SQLite keeps anything in any column. What cannot have been written here is left out: it has no place in the order
   # of the others, and nobody could page past it. Its blobs come after all else, so $6 is an empty one.
@@ -82,8 +82,23 @@ defmodule Kith.Store.ArchivedMessages do
 
   @doc "Gives a thread one of its data keys wrapped anew. Returns 0 when it was not the one that is there."
   @spec put_data_key(Repo.repo(), which, String.t(), binary, binary) :: non_neg_integer
-  def put_data_key(repo, which, thread, before, data_key) do
-    sql = "UPDATE kith.signal_threads SET #{which} = $3 WHERE thread_id = $1 AND #{which} = $2"
+  def put_data_key(repo, :data_key, thread, before, data_key) do
+    sql = """
+    UPDATE kith.signal_threads
+    SET data_key = $3, key_id = $4, wrapped_dek = $5, kek_id = $6, kek_version = $7
+    WHERE thread_id = $1 AND data_key = $2
+    """
+
+    params = [thread, {:blob, before}, {:blob, data_key} | WrappedKey.columns(data_key)]
+    Repo.execute(repo, sql, params)
+  end
+
+  def put_data_key(repo, :previous_data_key, thread, before, data_key) do
+    sql = """
+    UPDATE kith.signal_threads SET previous_data_key = $3
+    WHERE thread_id = $1 AND previous_data_key = $2
+    """
+
     Repo.execute(repo, sql, [thread, {:blob, before}, {:blob, data_key}])
   end
 
@@ -91,11 +106,12 @@ defmodule Kith.Store.ArchivedMessages do
   @spec replace_data_key(Repo.repo(), String.t(), binary, integer) :: non_neg_integer
   def replace_data_key(repo, thread, data_key, now) do
     sql = """
-    UPDATE kith.signal_threads SET previous_data_key = data_key, data_key = $2, key_changed_at = $3
+    UPDATE kith.signal_threads SET previous_data_key = data_key, data_key = $2, key_changed_at = $3,
+      key_id = $4, wrapped_dek = $5, kek_id = $6, kek_version = $7
     WHERE thread_id = $1 AND previous_data_key IS NULL
     """
 
-    Repo.execute(repo, sql, [thread, {:blob, data_key}, now])
+    Repo.execute(repo, sql, [thread, {:blob, data_key}, now | WrappedKey.columns(data_key)])
   end
 
   @doc "Forgets the data key a thread had."
@@ -155,11 +171,13 @@ defmodule Kith.Store.ArchivedMessages do
   @doc "Keeps the data key that is there, should another process have been faster."
   def insert_thread(repo, thread, data_key, now) do
     sql = """
-    INSERT INTO kith.signal_threads (thread_id, data_key, created_at) VALUES ($1, $2, $3)
+    INSERT INTO kith.signal_threads
+      (thread_id, data_key, created_at, key_id, wrapped_dek, kek_id, kek_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (thread_id) DO NOTHING
     """
 
-    Repo.execute(repo, sql, [thread, {:blob, data_key}, now])
+    Repo.execute(repo, sql, [thread, {:blob, data_key}, now | WrappedKey.columns(data_key)])
   end
 
   @doc "A message that is there already stays as it is."

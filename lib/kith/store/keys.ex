@@ -3,7 +3,7 @@ defmodule Kith.Store.Keys do
   # Rows as somebody sees them who seals them anew: what each is, where it stands, and its bytes.
 
   alias Kith.Address
-  alias Kith.Store.{Accounts, Repo}
+  alias Kith.Store.{Accounts, Repo, WrappedKey}
 
   @device [user_id: :text, device_id: :number]
   @pair @device ++ [peer_id: :text, peer_device_id: :number]
@@ -182,11 +182,13 @@ defmodule Kith.Store.Keys do
   @doc "Gives an account another data key. Returns 0 when it was not the one that is there."
   def put_data_key(repo, user, before, data_key, changed_at) do
     sql = """
-    UPDATE kith.signal_accounts SET data_key = $3, key_changed_at = COALESCE($4, key_changed_at)
+    UPDATE kith.signal_accounts SET data_key = $3, key_changed_at = COALESCE($4, key_changed_at),
+      key_id = $5, wrapped_dek = $6, kek_id = $7, kek_version = $8
     WHERE user_id = $1 AND data_key = $2
     """
 
-    Repo.execute(repo, sql, [user, {:blob, before}, {:blob, data_key}, changed_at])
+    params = [user, {:blob, before}, {:blob, data_key}, changed_at | WrappedKey.columns(data_key)]
+    Repo.execute(repo, sql, params)
   end
 
   def insert_retired(repo, user, key_id, data_key) do

@@ -173,6 +173,9 @@ defmodule Kith.Telemetry.Log do
   defp operation(called, %{duration: duration}, %{reason: :storage}, _options),
     do: {:error, "#{called} failed: the database did, after #{ms(duration)} ms"}
 
+  defp operation(called, %{duration: duration}, %{reason: :unavailable}, _options),
+    do: {:error, "#{called} failed: the key service does not answer, after #{ms(duration)} ms"}
+
   defp operation(called, _measurements, %{reason: :corrupted_state}, _options),
     do: {:warning, "#{called} failed: a sealed row does not open (corrupted_state)"}
 

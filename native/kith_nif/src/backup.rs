@@ -140,6 +140,17 @@ enum RowTerm<'a> {
 }
 
 impl RowTerm<'_> {
+    /// Whether a key service has to be asked first.
+    fn needs_a_service(&self, vault: &Vault) -> Result<(), Reason> {
+        match self {
+            Self::Message(thread, account, ..) => {
+                only_cold(vault.thread_key(thread))?;
+                only_cold(vault.account_key(account))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn open(&self, vault: &Vault, account: &Account<'_>) -> Result<Zeroizing<Vec<u8>>, Reason> {
         let owner = |device| Owner::open(vault, account, device);
         match self {
@@ -185,6 +196,14 @@ impl RowTerm<'_> {
                 open_message(&key, Some(&account), (place, &thread.0, owner), sealed)
             }
         }
+    }
+}
+
+/// What else is wrong is found again where it matters.
+fn only_cold<T>(opened: Result<T, Reason>) -> Result<(), Reason> {
+    match opened {
+        Err(Reason::Cold) => Err(Reason::Cold),
+        _ => Ok(()),
     }
 }
 
@@ -347,6 +366,12 @@ fn backup_write<'a>(
 ) -> Term<'a> {
     seam::call(env, "backup_write", || {
         let account = account.get()?;
+        // Before anything is written, which cannot be taken back.
+        only_cold(vault.account_key(account))?;
+        for (_, _, row) in &records {
+            row.get()
+                .map_or(Ok(()), |row| row.needs_a_service(&vault))?;
+        }
         let mut writer = writing.0.lock().take().ok_or(Reason::Malformed)?;
         let (mut output, mut damaged) = (Vec::new(), Vec::new());
         for (place, (kind, public, row)) in records.iter().enumerate() {
@@ -423,6 +448,13 @@ fn backup_seal<'a>(
 ) -> Term<'a> {
     seam::call(env, "backup_seal", || {
         let account = account.get()?;
+        // Before anything is taken.
+        only_cold(vault.account_key(account))?;
+        for place in &places {
+            if let PlaceOfRow::Message(thread, ..) = place {
+                only_cold(vault.thread_key(thread))?;
+            }
+        }
         let mut read = reading.0.lock().take().ok_or(Reason::Malformed)?;
         let mut rng = random()?;
         let sealed = places

@@ -7,8 +7,8 @@ use kith_vault::{
 use rustler::schedule::consume_timeslice;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term};
 
+use crate::kms::{SourceTerm, source_of};
 use crate::reason::{Invalid, Reason};
-use crate::vault::{self, SourceTerm};
 use crate::{atoms, seam};
 
 /// The ciphers of an application, for as long as Elixir holds the reference.
@@ -46,7 +46,7 @@ fn field_vault_open<'a>(
 ) -> NifResult<Term<'a>> {
     let ciphers = ciphers
         .into_iter()
-        .map(|(label, format, source)| Ok((label, format, vault::source_of(source)?)))
+        .map(|(label, format, source)| Ok((label, format, source_of(source)?)))
         .collect::<NifResult<Vec<_>>>()?;
 
     Ok(seam::call(env, "field_vault_open", || {

@@ -9,6 +9,7 @@ mod conversation;
 mod device;
 mod field;
 mod import;
+mod kms;
 mod lookup;
 mod password;
 mod reason;

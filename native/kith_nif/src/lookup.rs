@@ -3,8 +3,9 @@
 use kith_vault::LookupHash;
 use rustler::{Atom, Binary, Env, NifResult, Resource, ResourceArc, Term};
 
+use crate::kms::{SourceTerm, source_of};
 use crate::reason::{Invalid, Reason};
-use crate::vault::{self, Bytes, SourceTerm};
+use crate::vault::Bytes;
 use crate::{atoms, seam};
 
 /// The secret of a lookup, for as long as Elixir holds the reference.
@@ -16,7 +17,7 @@ impl Resource for LookupKey {}
 /// Takes the secret from its source.
 #[rustler::nif(schedule = "DirtyIo")]
 fn lookup_open<'a>(env: Env<'a>, source: SourceTerm<'a>) -> NifResult<Term<'a>> {
-    let source = vault::source_of(source)?;
+    let source = source_of(source)?;
     Ok(seam::call(env, "lookup_open", || {
         let key = kith_vault::LookupKey::new(&source)?;
         Ok::<_, Invalid>(ResourceArc::new(LookupKey(key)))

@@ -26,7 +26,12 @@ pub(crate) enum Reason {
     TooFew,
     NoConsent,
     AlreadyRegistered,
+    Unavailable,
     Panic,
+    /// A key has to be opened by a key service first. It never leaves `Kith.Instance`, and so is none of the set.
+    Cold,
+    /// A key service has to make a key first. The same.
+    Unmade,
 }
 
 mod atoms {
@@ -52,14 +57,17 @@ mod atoms {
         too_few,
         no_consent,
         already_registered,
+        unavailable,
         panic,
+        cold,
+        unmade,
         invalid,
     }
 }
 
 impl Reason {
     /// The whole set, for the test that compares it with Elixir's.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::SessionNotFound,
         Self::Duplicate,
         Self::Tampered,
@@ -81,6 +89,7 @@ impl Reason {
         Self::TooFew,
         Self::NoConsent,
         Self::AlreadyRegistered,
+        Self::Unavailable,
         Self::Panic,
     ];
 
@@ -107,7 +116,10 @@ impl Reason {
             Self::TooFew => atoms::too_few(),
             Self::NoConsent => atoms::no_consent(),
             Self::AlreadyRegistered => atoms::already_registered(),
+            Self::Unavailable => atoms::unavailable(),
             Self::Panic => atoms::panic(),
+            Self::Cold => atoms::cold(),
+            Self::Unmade => atoms::unmade(),
         }
     }
 }

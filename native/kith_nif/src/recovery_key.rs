@@ -5,9 +5,10 @@ use kith_vault::{Context, EscrowKey, KeyId, RecoveryKeyError, WordCount};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, NifUnitEnum, Resource, ResourceArc, Term};
 
 use crate::atoms;
+use crate::kms::source_of;
 use crate::reason::{Invalid, Reason};
 use crate::seam;
-use crate::vault::{Bytes, random, source_of};
+use crate::vault::{Bytes, random};
 
 /// A recovery key, for as long as Elixir holds the reference.
 pub(crate) struct RecoveryKey(pub(crate) kith_vault::RecoveryKey);

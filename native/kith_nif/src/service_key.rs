@@ -7,9 +7,10 @@ use kith_vault::{
 };
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Resource, ResourceArc, Term};
 
+use crate::kms::{SourceTerm, source_of};
 use crate::reason::{Invalid, Reason};
 use crate::terms::Row;
-use crate::vault::{Bytes, SourceTerm, Vault, source_of};
+use crate::vault::{Bytes, Vault};
 use crate::{atoms, seam};
 
 /// A public key of the service and its private key, wrapped.
@@ -72,13 +73,13 @@ fn load(source: &kith_vault::Source) -> Result<SecretKey, Invalid> {
 
 /// What a key of the service is for. A wrapped key opens for its own purpose and public key only.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     Signing,
     Agreement,
 }
 
 impl Kind {
-    fn from_atom(atom: Atom) -> NifResult<Self> {
+    pub(crate) fn from_atom(atom: Atom) -> NifResult<Self> {
         if atom == atoms::signing() {
             Ok(Self::Signing)
         } else if atom == atoms::agreement() {
@@ -88,11 +89,13 @@ impl Kind {
         }
     }
 
-    fn context(self, public: &[u8]) -> Context {
+    /// A key service is asked before there is a public key.
+    pub(crate) fn context(self, public: &[u8]) -> Context {
         Context::new(match self {
             Self::Signing => "signing-key",
             Self::Agreement => "agreement-key",
         })
+        .within()
         .bytes(public)
     }
 

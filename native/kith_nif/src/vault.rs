@@ -1,31 +1,29 @@
 //! The vault and the accounts whose data keys it wraps.
 
-use std::ffi::OsStr;
 use std::ops::Deref;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use getrandom::SysRng;
 use kith_vault::{
     ConfigError, Context, DataKey, DataKeyId, KeyId, LockError, PasswordParameters, SecretKey,
-    Source, UnlockedKey, VaultError,
+    UnlockedKey, VaultError,
 };
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rustler::{
-    Atom, Binary, Decoder, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term,
-};
-use zeroize::Zeroizing;
+use rustler::{Binary, Decoder, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term};
 
+use crate::kms::{KeySourceTerm, LimitsTerm, Services};
 use crate::password::ParametersTerm;
 use crate::reason::{Invalid, Reason};
+use crate::seam;
 use crate::terms::Row;
-use crate::{atoms, seam};
 
 /// The key-encryption keys, for as long as Elixir holds the reference.
-pub(crate) struct Vault(kith_vault::Vault);
+pub(crate) struct Vault {
+    pub(crate) keys: kith_vault::Vault,
+    pub(crate) services: Services,
+}
 
 #[rustler::resource_impl]
 impl Resource for Vault {}
@@ -101,15 +99,12 @@ impl Deref for AccountKey {
 /// A thread and its wrapped data key.
 pub(crate) type Thread<'a> = (Binary<'a>, Binary<'a>);
 
-/// Where a key comes from: `{:env, name}`, `{:file, path}`, or for tests `{:key, bytes}`.
-pub(crate) type SourceTerm<'a> = (Atom, Binary<'a>);
-
 impl Vault {
     /// Opens the data key of an account.
     pub(crate) fn account_key(&self, account: &Account<'_>) -> Result<AccountKey, Reason> {
         match &account.key {
             KeyTerm::Wrapped(wrapped) => self
-                .0
+                .keys
                 .open_data_key(&account_context(&account.user), wrapped)
                 .map(AccountKey::Own)
                 .map_err(Reason::from),
@@ -119,17 +114,17 @@ impl Vault {
 
     /// Opens the data key of a thread.
     pub(crate) fn thread_key(&self, (thread, wrapped): &Thread<'_>) -> Result<DataKey, Reason> {
-        Ok(self.0.open_data_key(&thread_context(thread), wrapped)?)
+        Ok(self.keys.open_data_key(&thread_context(thread), wrapped)?)
     }
 
     /// Opens a key of the service itself.
     pub(crate) fn open_key(&self, context: &Context, wrapped: &[u8]) -> Result<SecretKey, Reason> {
-        Ok(self.0.open_secret_key(context, wrapped)?)
+        Ok(self.keys.open_secret_key(context, wrapped)?)
     }
 
     /// Wraps a key of the service itself.
     pub(crate) fn wrap_key(&self, context: &Context, key: &SecretKey) -> Result<Vec<u8>, Reason> {
-        Ok(self.0.wrap_secret_key(&mut SysRng, context, key)?)
+        Ok(self.keys.wrap_secret_key(&mut SysRng, context, key)?)
     }
 
     /// What was wrapped for a place under the current key-encryption key, or nothing when it is already.
@@ -138,12 +133,12 @@ impl Vault {
         context: &Context,
         wrapped: &[u8],
     ) -> Result<Option<Vec<u8>>, Reason> {
-        Ok(self.0.rewrap(&mut SysRng, context, wrapped, false)?)
+        Ok(self.keys.rewrap(&mut SysRng, context, wrapped, false)?)
     }
 
     /// Draws a data key and wraps it for a place.
     pub(crate) fn create_key(&self, context: &Context) -> Result<Vec<u8>, Reason> {
-        Ok(self.0.create_data_key(&mut SysRng, context)?)
+        Ok(self.keys.create_data_key(&mut SysRng, context)?)
     }
 }
 
@@ -157,7 +152,7 @@ pub(crate) fn user<'a>(account: &'a Account<'_>) -> Result<&'a str, Reason> {
     std::str::from_utf8(&account.user).map_err(|_| Reason::Malformed)
 }
 
-fn account_context(user: &Binary<'_>) -> Context {
+pub(crate) fn account_context(user: &Binary<'_>) -> Context {
     Context::new("data-key").bytes(user.as_slice())
 }
 
@@ -178,6 +173,9 @@ impl From<VaultError> for Reason {
             VaultError::TooLarge => Self::TooLarge,
             // A machine without random numbers is broken, as a program that panics is.
             VaultError::Random => Self::Panic,
+            VaultError::Cold => Self::Cold,
+            VaultError::Unmade => Self::Unmade,
+            VaultError::Unavailable => Self::Unavailable,
         }
     }
 }
@@ -208,41 +206,32 @@ impl<T: AsRef<[u8]>> Encoder for Bytes<T> {
 }
 
 /// Opens a vault. Keys are read here, from `{:env, name}` or `{:file, path}`, so that none becomes a
-/// term; `{:key, bytes}` is for tests.
+/// term; `{:key, bytes}` is for tests. See [`crate::kms`] for the others.
 #[rustler::nif(schedule = "DirtyIo")]
 fn vault_open<'a>(
     env: Env<'a>,
     current: &str,
-    keys: Vec<(&str, SourceTerm<'a>)>,
+    keys: Vec<(&str, Term<'a>)>,
+    limits: LimitsTerm,
 ) -> NifResult<Term<'a>> {
     let keys = keys
         .into_iter()
-        .map(|(id, source)| Ok((id, source_of(source)?)))
+        .map(|(id, source)| Ok((id, KeySourceTerm::decode(source)?)))
         .collect::<NifResult<Vec<_>>>()?;
 
     Ok(seam::call(env, "vault_open", || {
+        let mut services = Services::new(&limits);
         let keys = keys
             .into_iter()
-            .map(|(id, source)| Ok((KeyId::new(id)?, source)))
-            .collect::<Result<Vec<_>, ConfigError>>()?;
-        let vault = kith_vault::Vault::new(KeyId::new(current)?, keys)?;
-        Ok::<_, Invalid>(ResourceArc::new(Vault(vault)))
+            .map(|(id, source)| {
+                let id = KeyId::new(id)?;
+                let source = source.open(&id, &mut services)?;
+                Ok((id, source))
+            })
+            .collect::<Result<Vec<_>, Invalid>>()?;
+        let keys = kith_vault::Vault::new(KeyId::new(current)?, keys)?.with_cache(limits.cache());
+        Ok::<_, Invalid>(ResourceArc::new(Vault { keys, services }))
     }))
-}
-
-pub(crate) fn source_of((kind, value): SourceTerm<'_>) -> NifResult<Source> {
-    if kind == atoms::env() {
-        let name = std::str::from_utf8(value.as_slice()).map_err(|_| rustler::Error::BadArg)?;
-        Ok(Source::Env(name.to_owned()))
-    } else if kind == atoms::file() {
-        Ok(Source::File(PathBuf::from(OsStr::from_bytes(
-            value.as_slice(),
-        ))))
-    } else if kind == atoms::key() {
-        Ok(Source::Key(Zeroizing::new(value.as_slice().to_vec())))
-    } else {
-        Err(rustler::Error::BadArg)
-    }
 }
 
 /// Draws the data key of a new account and wraps it.
@@ -289,7 +278,7 @@ fn self_open<'a>(
     })
 }
 
-fn token_context(user: &Binary<'_>) -> Context {
+pub(crate) fn token_context(user: &Binary<'_>) -> Context {
     Context::new("unlock-token").bytes(user.as_slice())
 }
 
@@ -303,7 +292,7 @@ fn account_lock<'a>(
     parameters: ParametersTerm,
 ) -> Term<'a> {
     seam::call(env, "account_lock", || {
-        let (blob, key) = vault.0.create_locked_data_key(
+        let (blob, key) = vault.keys.create_locked_data_key(
             &mut SysRng,
             &account_context(&user),
             costs(parameters)?,
@@ -327,7 +316,7 @@ fn account_relock<'a>(
         let key = unlocked.key(&user)?;
         let context = account_context(&user);
         let blob = vault
-            .0
+            .keys
             .lock(&mut SysRng, &context, costs(parameters)?, &password, &key)?;
         Ok::<_, Reason>(Bytes(blob))
     })
@@ -343,7 +332,9 @@ fn account_unlock<'a>(
     password: Binary<'a>,
 ) -> Term<'a> {
     seam::call(env, "account_unlock", || {
-        let key = vault.0.unlock(&account_context(&user), &blob, &password)?;
+        let key = vault
+            .keys
+            .unlock(&account_context(&user), &blob, &password)?;
         Ok::<_, Reason>(Unlocked::new(&user, key))
     })
 }
@@ -357,7 +348,7 @@ fn account_costs<'a>(
     blob: Binary<'a>,
 ) -> Term<'a> {
     seam::call(env, "account_costs", || {
-        let parameters = vault.0.lock_parameters(&account_context(&user), &blob)?;
+        let parameters = vault.keys.lock_parameters(&account_context(&user), &blob)?;
         let costs: ParametersTerm = (
             parameters.memory(),
             parameters.passes(),
@@ -387,7 +378,7 @@ fn account_wrap<'a>(
     seam::call(env, "account_wrap", || {
         let key = unlocked.key(&user)?;
         let blob = vault
-            .0
+            .keys
             .wrap_unlocked(&mut SysRng, &account_context(&user), &key)?;
         Ok::<_, Reason>(Bytes(blob))
     })
@@ -405,7 +396,7 @@ fn account_token<'a>(
     seam::call(env, "account_token", || {
         let key = unlocked.key(&user)?;
         let (token, id) = vault
-            .0
+            .keys
             .token(&mut SysRng, &token_context(&user), &key, expires_at)?;
         Ok::<_, Reason>((Bytes(token), Bytes(id)))
     })
@@ -420,7 +411,7 @@ fn account_open_token<'a>(
     token: Binary<'a>,
 ) -> Term<'a> {
     seam::call(env, "account_open_token", || {
-        let token = vault.0.open_token(&token_context(&user), &token)?;
+        let token = vault.keys.open_token(&token_context(&user), &token)?;
         let unlocked = Unlocked::new(&user, token.key);
         Ok::<_, Reason>((unlocked, Bytes(token.id), token.expires_at))
     })
@@ -438,7 +429,7 @@ fn account_rewrap<'a>(
     seam::call(env, "account_rewrap", || {
         let context = account_context(&user);
         let rewrapped = vault
-            .0
+            .keys
             .rewrap(&mut SysRng, &context, blob.get()?, any_case)?;
         Ok::<_, Reason>(rewrapped.map(Bytes))
     })
@@ -529,7 +520,7 @@ fn account_retire<'a>(
         let key = match &before.key {
             KeyTerm::Wrapped(wrapped) => Arc::new(
                 vault
-                    .0
+                    .keys
                     .open_unlocked(&account_context(&before.user), wrapped)?,
             ),
             KeyTerm::Unlocked(unlocked) => unlocked.key(&before.user)?,

@@ -8,7 +8,7 @@ use aes_gcm::{
 use rand_core::TryCryptoRng;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::error::VaultError;
+use crate::{error::VaultError, memory::Locked};
 
 pub(crate) const KEY_BYTES: usize = 32;
 pub(crate) const NONCE_BYTES: usize = 12;
@@ -18,11 +18,23 @@ pub(crate) const TAG_BYTES: usize = 16;
 ///
 /// The round keys and the key of GHASH lie behind a `Box` and are zeroized on drop; the 32 bytes themselves are not
 /// kept.
-pub(crate) struct AeadKey<C: ZeroizeOnDrop = Aes256Gcm>(Box<C>);
+pub(crate) struct AeadKey<C: ZeroizeOnDrop = Aes256Gcm>(Place<C>);
+
+enum Place<C: ZeroizeOnDrop> {
+    /// For the time of a call.
+    Heap(Box<C>),
+    /// For longer.
+    Page(Locked<C>),
+}
 
 impl AeadKey {
     pub(crate) fn new(key: &[u8; KEY_BYTES]) -> Self {
         Self::of(Aes256Gcm::new(key.into()))
+    }
+
+    /// A key that is held beyond the call, in memory that is locked where the system allows it.
+    pub(crate) fn held(key: &[u8; KEY_BYTES]) -> Self {
+        Self(Place::Page(Locked::new(Aes256Gcm::new(key.into()))))
     }
 }
 
@@ -31,7 +43,15 @@ where
     C: AeadCore<NonceSize = U12, TagSize = U16> + AeadInOut + ZeroizeOnDrop,
 {
     pub(crate) fn of(cipher: C) -> Self {
-        Self(Box::new(cipher))
+        Self(Place::Heap(Box::new(cipher)))
+    }
+
+    fn cipher(&self) -> Result<&C, VaultError> {
+        match &self.0 {
+            Place::Heap(cipher) => Ok(cipher),
+            // It is there until the page is dropped.
+            Place::Page(page) => page.get().ok_or(VaultError::CorruptedState),
+        }
     }
 
     /// Appends `nonce ‖ AEAD[key](nonce, associated data, plaintext) ‖ tag` to `blob`, with a random nonce.
@@ -44,6 +64,7 @@ where
         plaintext: &[u8],
         blob: &mut Vec<u8>,
     ) -> Result<(), VaultError> {
+        let cipher = self.cipher()?;
         debug_assert!(blob.capacity() - blob.len() >= NONCE_BYTES + plaintext.len() + TAG_BYTES);
 
         let mut nonce = Nonce::<C>::default();
@@ -54,9 +75,7 @@ where
         let start = blob.len();
         blob.extend_from_slice(plaintext);
         let (_, text) = blob.split_at_mut(start);
-        let sealed = self
-            .0
-            .encrypt_inout_detached(&nonce, associated_data, text.into());
+        let sealed = cipher.encrypt_inout_detached(&nonce, associated_data, text.into());
         let Ok(tag) = sealed else {
             text.zeroize();
             return Err(VaultError::TooLarge);
@@ -72,7 +91,7 @@ where
         sealed: &Sealed<'_>,
     ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         let mut text = Zeroizing::new(sealed.ciphertext.to_vec());
-        self.0
+        self.cipher()?
             .decrypt_inout_detached(
                 <&Nonce<C>>::from(sealed.nonce),
                 associated_data,
@@ -85,7 +104,7 @@ where
 
     #[cfg(test)]
     pub(crate) fn address(&self) -> *const u8 {
-        (&raw const *self.0).cast()
+        std::ptr::from_ref(self.cipher().unwrap()).cast()
     }
 }
 
@@ -133,13 +152,22 @@ mod tests {
         let memory = |address: *const u8| {
             let mut bytes = [0; size_of::<Aes256Gcm>()];
             let file = File::open("/proc/self/mem").unwrap();
-            file.read_exact_at(&mut bytes, address as u64).unwrap();
-            bytes
+            let read = file.read_exact_at(&mut bytes, address as u64);
+            read.is_ok().then_some(bytes)
         };
 
-        let key = AeadKey::new(&[0x5a; KEY_BYTES]);
+        for key in [
+            AeadKey::new(&[0x5a; KEY_BYTES]),
+            AeadKey::held(&[0x5a; KEY_BYTES]),
+        ] {
+            erased(key, &memory);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn erased(key: AeadKey, memory: &dyn Fn(*const u8) -> Option<[u8; size_of::<Aes256Gcm>()]>) {
         let address = key.address();
-        let alive = memory(address);
+        let alive = memory(address).unwrap();
         // The round keys of AES-256 alone are 240 bytes.
         assert!(alive.iter().filter(|&&byte| byte != 0).count() > 200);
 
@@ -148,7 +176,10 @@ mod tests {
         drop(moved);
 
         // The allocator keeps two words of its own at the start of freed memory.
-        let dropped = memory(address);
+        // A page may have been given back.
+        let Some(dropped) = memory(address) else {
+            return;
+        };
         let left = alive
             .iter()
             .zip(&dropped)

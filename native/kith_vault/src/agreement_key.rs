@@ -238,9 +238,13 @@ impl From<VaultError> for ClientKeyError {
         match error {
             VaultError::Random => Self::Random,
             VaultError::TooLarge => Self::TooLarge,
-            VaultError::CorruptedState | VaultError::KeyNotFound { .. } | VaultError::Locked => {
-                Self::Tampered
-            }
+            // Nothing here is asked of a key service.
+            VaultError::Cold
+            | VaultError::CorruptedState
+            | VaultError::KeyNotFound { .. }
+            | VaultError::Locked
+            | VaultError::Unavailable
+            | VaultError::Unmade => Self::Tampered,
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     data_key::DataKeyId,
     error::VaultError,
     key_id::KeyId,
+    service::{ServiceCiphertext, ServiceKey},
 };
 
 /// Whether a stored data key is locked under a password. Not authenticated until it opens.
@@ -75,19 +76,34 @@ pub(crate) enum Wrapping {
 }
 
 impl Wrapping {
-    const fn algorithm(self) -> u8 {
-        match self {
-            Self::KeyEncryptionKey => WRAP_AES_256_GCM,
-            Self::Locked => LOCK_ARGON2ID_AES_256_GCM,
-            Self::Token => TOKEN_AES_256_GCM,
+    const fn algorithm(self, with_service: bool) -> u8 {
+        match (self, with_service) {
+            (Self::KeyEncryptionKey, false) => WRAP_AES_256_GCM,
+            (Self::Locked, false) => LOCK_ARGON2ID_AES_256_GCM,
+            (Self::Token, false) => TOKEN_AES_256_GCM,
+            (Self::KeyEncryptionKey, true) => SERVICE_WRAP,
+            (Self::Locked, true) => SERVICE_LOCK,
+            (Self::Token, true) => SERVICE_TOKEN,
         }
     }
 
-    const fn from_algorithm(algorithm: u8) -> Option<Self> {
+    /// The error where something else is wanted.
+    pub(crate) const fn not_wanted(self) -> VaultError {
+        match self {
+            Self::Locked => VaultError::Locked,
+            Self::KeyEncryptionKey | Self::Token => VaultError::CorruptedState,
+        }
+    }
+
+    /// And whether a key service has a part in it.
+    const fn from_algorithm(algorithm: u8) -> Option<(Self, bool)> {
         match algorithm {
-            WRAP_AES_256_GCM => Some(Self::KeyEncryptionKey),
-            LOCK_ARGON2ID_AES_256_GCM => Some(Self::Locked),
-            TOKEN_AES_256_GCM => Some(Self::Token),
+            WRAP_AES_256_GCM => Some((Self::KeyEncryptionKey, false)),
+            LOCK_ARGON2ID_AES_256_GCM => Some((Self::Locked, false)),
+            TOKEN_AES_256_GCM => Some((Self::Token, false)),
+            SERVICE_WRAP => Some((Self::KeyEncryptionKey, true)),
+            SERVICE_LOCK => Some((Self::Locked, true)),
+            SERVICE_TOKEN => Some((Self::Token, true)),
             _ => None,
         }
     }
@@ -100,7 +116,18 @@ pub(crate) struct Wrapped<'a> {
     pub(crate) data_key_id: DataKeyId,
     /// The bytes of the id as they stand there. Most are compared with known ids and need no checking.
     pub(crate) key_encryption_key_id: &'a [u8],
+    /// Of one that was wrapped with the help of a key service.
+    pub(crate) service: Option<ServicePart<'a>>,
     pub(crate) sealed: Sealed<'a>,
+}
+
+/// What a key service contributed.
+pub(crate) struct ServicePart<'a> {
+    pub(crate) key_version: u32,
+    pub(crate) key_id: &'a [u8],
+    pub(crate) wrapped: &'a [u8],
+    /// Of the key that seals what is wrapped.
+    pub(crate) ciphertext: &'a [u8],
 }
 
 impl<'a> Wrapped<'a> {
@@ -118,11 +145,48 @@ impl<'a> Wrapped<'a> {
         let id = key_encryption_key_id.as_str().as_bytes();
         let mut blob =
             Vec::with_capacity(WRAP_FIXED_HEADER_BYTES + id.len() + Sealed::OVERHEAD + content);
-        blob.extend_from_slice(&[VERSION, wrapping.algorithm()]);
+        blob.extend_from_slice(&[VERSION, wrapping.algorithm(false)]);
         blob.extend_from_slice(&data_key_id.to_bytes());
         // A `KeyId` has at most 64 bytes.
         blob.extend(u8::try_from(id.len()));
         blob.extend_from_slice(id);
+        blob
+    }
+
+    /// The header of what a key service helps to wrap, with room for it. The parts have at most as many bytes as
+    /// [`ServiceKey`] and [`ServiceCiphertext`] allow, which their lengths have room for.
+    pub(crate) fn service_header(
+        wrapping: Wrapping,
+        data_key_id: DataKeyId,
+        key_encryption_key_id: &KeyId,
+        (key, ciphertext): (&ServiceKey, &ServiceCiphertext),
+        content: usize,
+    ) -> Vec<u8> {
+        let id = key_encryption_key_id.as_str().as_bytes();
+        // A token is for a cookie. Whoever brings a service back has the key as it keeps it from the account.
+        let kept = match wrapping {
+            Wrapping::Token => &[],
+            Wrapping::KeyEncryptionKey | Wrapping::Locked => key.wrapped.as_slice(),
+        };
+        let parts = [key.id.as_bytes(), kept, ciphertext.bytes.as_slice()];
+        let length = parts.iter().map(|part| part.len()).sum::<usize>();
+        let mut blob = Vec::with_capacity(
+            WRAP_FIXED_HEADER_BYTES
+                + id.len()
+                + SERVICE_FIXED_BYTES
+                + length
+                + Sealed::OVERHEAD
+                + content,
+        );
+        blob.extend_from_slice(&[VERSION, wrapping.algorithm(true)]);
+        blob.extend_from_slice(&data_key_id.to_bytes());
+        blob.extend(u8::try_from(id.len()));
+        blob.extend_from_slice(id);
+        blob.extend_from_slice(&ciphertext.key_version.to_be_bytes());
+        for part in parts {
+            blob.extend(u16::try_from(part.len()).unwrap_or_default().to_be_bytes());
+            blob.extend_from_slice(part);
+        }
         blob
     }
 
@@ -137,9 +201,14 @@ impl<'a> Wrapped<'a> {
         let [VERSION, algorithm, data_key_id @ .., id_length] = *fixed else {
             return None;
         };
-        let wrapping = Wrapping::from_algorithm(algorithm)?;
-        let (header, rest) = bytes.split_at_checked(fixed.len() + usize::from(id_length))?;
-        let (_, key_encryption_key_id) = header.split_at_checked(fixed.len())?;
+        let (wrapping, with_service) = Wrapping::from_algorithm(algorithm)?;
+        let (head, mut rest) = bytes.split_at_checked(fixed.len() + usize::from(id_length))?;
+        let (_, key_encryption_key_id) = head.split_at_checked(fixed.len())?;
+        let service = match with_service {
+            true => Some(ServicePart::split(&mut rest)?),
+            false => None,
+        };
+        let (header, rest) = bytes.split_at_checked(bytes.len() - rest.len())?;
         let sealed = Sealed::from_bytes(rest).filter(|sealed| {
             wrapping != Wrapping::KeyEncryptionKey || sealed.ciphertext_len() == KEY_BYTES
         })?;
@@ -148,9 +217,61 @@ impl<'a> Wrapped<'a> {
             header,
             data_key_id: DataKeyId::from_bytes(data_key_id),
             key_encryption_key_id,
+            service,
             sealed,
         })
     }
+}
+
+impl<'a> ServicePart<'a> {
+    fn split(rest: &mut &'a [u8]) -> Option<Self> {
+        let (version, after) = rest.split_first_chunk()?;
+        *rest = after;
+        let mut part = || {
+            let (length, after) = rest.split_first_chunk()?;
+            let (part, after) = after.split_at_checked(u16::from_be_bytes(*length).into())?;
+            *rest = after;
+            Some(part)
+        };
+        Some(Self {
+            key_version: u32::from_be_bytes(*version),
+            key_id: part()?,
+            wrapped: part()?,
+            ciphertext: part()?,
+        })
+    }
+}
+
+/// What stands in a wrapped data key for everybody to read. None of it is authenticated until the data key opens.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct WrappedKeyInfo {
+    /// The key-encryption key.
+    pub key_encryption_key_id: KeyId,
+    /// The data key's own id.
+    pub data_key_id: DataKeyId,
+    /// The key of a key service, its version and the key as the service keeps it; `None` of a data key wrapped here.
+    pub service: Option<(String, u32, Vec<u8>)>,
+}
+
+/// What stands in a wrapped data key, locked or not.
+///
+/// # Errors
+///
+/// [`VaultError::CorruptedState`] if the bytes are not laid out as a wrapped data key.
+pub fn wrapped_key_info(wrapped: &[u8]) -> Result<WrappedKeyInfo, VaultError> {
+    let wrapped = Wrapped::from_bytes(wrapped)?;
+    let service = match &wrapped.service {
+        None => None,
+        Some(part) => {
+            let id = str::from_utf8(part.key_id).map_err(|_| VaultError::CorruptedState)?;
+            Some((id.to_owned(), part.key_version, part.wrapped.to_vec()))
+        }
+    };
+    Ok(WrappedKeyInfo {
+        key_encryption_key_id: wrapped.key_encryption_key_id()?,
+        data_key_id: wrapped.data_key_id,
+        service,
+    })
 }
 
 /// The version of both layouts.
@@ -168,6 +289,14 @@ const LOCK_ARGON2ID_AES_256_GCM: u8 = 0x11;
 
 /// A data key in a token.
 const TOKEN_AES_256_GCM: u8 = 0x12;
+
+/// The three with the help of a key service: under a key of their own, which the service encrypted.
+const SERVICE_WRAP: u8 = 0x13;
+const SERVICE_LOCK: u8 = 0x14;
+const SERVICE_TOKEN: u8 = 0x15;
+
+/// The version of the service's key, and three lengths.
+const SERVICE_FIXED_BYTES: usize = 4 + 3 * 2;
 
 /// Version, algorithm and data key id.
 const ROW_HEADER_BYTES: usize = 2 + DataKeyId::BYTES;

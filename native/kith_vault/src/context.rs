@@ -1,5 +1,7 @@
 use std::fmt;
 
+use blake2::{Blake2b, Digest, digest::consts::U32};
+
 /// What a blob is and where it belongs: a kind and an ordered list of fields.
 ///
 /// The context is authenticated with the blob and stored nowhere. Opening succeeds only with the context of sealing, so
@@ -10,6 +12,8 @@ use std::fmt;
 #[derive(Clone, Eq, PartialEq)]
 pub struct Context {
     encoded: Vec<u8>,
+    /// How much of it names the place to a key service; `None` for all of it.
+    place: Option<usize>,
 }
 
 impl Context {
@@ -19,7 +23,11 @@ impl Context {
         let mut encoded = Vec::with_capacity(USUAL_BYTES);
         encoded.extend_from_slice(DOMAIN);
         encoded.push(VERSION);
-        Self { encoded }.bytes(kind)
+        Self {
+            encoded,
+            place: None,
+        }
+        .bytes(kind)
     }
 
     /// Adds a field of bytes, such as a user id.
@@ -38,6 +46,33 @@ impl Context {
         self.bytes(field.to_be_bytes())
     }
 
+    /// Ends what names the place to a key service. The fields that follow are bound as all others are, here alone: they are
+    /// not known yet when the service is asked.
+    #[must_use]
+    pub fn within(self) -> Self {
+        Self {
+            place: Some(self.encoded.len()),
+            ..self
+        }
+    }
+
+    /// The part of the context that names the place to a key service.
+    pub(crate) fn named(&self) -> &[u8] {
+        let length = self.place.unwrap_or(self.encoded.len());
+        self.encoded.get(..length).unwrap_or(&self.encoded)
+    }
+
+    /// BLAKE2b-256 of that part: the name to a key service, which it tells nothing that cannot be guessed.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+        Blake2b::<U32>::digest(self.named()).into()
+    }
+
+    /// The same as text, 64 hexadecimal digits.
+    pub(crate) fn place(&self) -> String {
+        let digits = self.fingerprint().into_iter();
+        digits.map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// `header ‖ context`, the associated data of the AEAD. Every header tells its own length, which keeps the two apart.
     pub(crate) fn associated_data(&self, header: &[u8]) -> Vec<u8> {
         let mut associated_data = Vec::with_capacity(header.len() + self.encoded.len());
@@ -49,7 +84,10 @@ impl Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { encoded: _ } = self;
+        let Self {
+            encoded: _,
+            place: _,
+        } = self;
         f.debug_struct("Context").finish_non_exhaustive()
     }
 }
@@ -118,6 +156,17 @@ mod tests {
             .number(1)
             .number(9);
         assert_eq!(context.encoded.capacity(), USUAL_BYTES);
+    }
+
+    #[test]
+    fn what_is_within_a_place_is_bound_and_not_named() {
+        let (place, key) = (Context::new("kind").within(), |byte| {
+            Context::new("kind").within().bytes([byte])
+        });
+        assert_eq!(place.place(), key(1).place());
+        assert_eq!(key(1).named(), key(2).named());
+        assert_ne!(key(1).associated_data(&[]), key(2).associated_data(&[]));
+        assert_ne!(place.place(), Context::new("kinds").place());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
 
 /// A data key, opened: seals and opens the rows of one owner.
 ///
-/// It lies behind a `Box` and is zeroized on drop. It has no form that could be stored; what is stored is the wrapped
+/// It lies behind a `Box`, or on a page of its own when it is held beyond a call, and is zeroized on drop. It has no form that could be stored; what is stored is the wrapped
 /// data key that [`Vault::open_data_key`](crate::Vault::open_data_key) takes.
 #[derive(ZeroizeOnDrop)]
 pub struct DataKey {
@@ -26,6 +26,14 @@ impl DataKey {
         Self {
             id,
             key: AeadKey::new(key),
+        }
+    }
+
+    /// One that is kept open beyond the call.
+    pub(crate) fn held(id: DataKeyId, key: &[u8; KEY_BYTES]) -> Self {
+        Self {
+            id,
+            key: AeadKey::held(key),
         }
     }
 

@@ -8,6 +8,9 @@ use crate::key_id::KeyId;
 /// The enum is exhaustive on purpose: the crate that turns these into reasons must not build when one is added.
 #[derive(Clone, Debug, Error, Eq, PartialEq)]
 pub enum VaultError {
+    /// It takes a call to a key service to open this, which [`Vault::fetch`](crate::Vault::fetch) makes.
+    #[error("it takes a call to the key service to open this")]
+    Cold,
     /// The blob is not what was sealed in this place: damaged, cut, forged, moved from another place, sealed under
     /// another data key, or written by a later format. Which of these, it does not say.
     #[error("the sealed bytes do not open here")]
@@ -27,6 +30,12 @@ pub enum VaultError {
     /// The plaintext is longer than AES-GCM seals.
     #[error("the plaintext is longer than AES-GCM seals, 2^36 - 32 bytes")]
     TooLarge,
+    /// The key service does not answer, or not as one does.
+    #[error("the key service is not available")]
+    Unavailable,
+    /// It takes calls to a key service to wrap something here, which [`Vault::prepare`](crate::Vault::prepare) makes.
+    #[error("it takes a call to the key service to wrap something here")]
+    Unmade,
 }
 
 impl VaultError {
@@ -292,6 +301,16 @@ pub enum ConfigError {
         KeyId::MAX_BYTES
     )]
     BadKeyId,
+    /// The key that is to stand in for a key service is not one of the keys, or is a key service too.
+    #[error(
+        "expected the fallback of \"{id}\" to be one of the keys that is no key service, got \"{fallback}\""
+    )]
+    BadFallback {
+        /// The key service's.
+        id: KeyId,
+        /// The id that was named.
+        fallback: KeyId,
+    },
     /// The current key is not one of the keys given.
     #[error("expected the current key \"{id}\" to be one of the keys, got keys without it")]
     CurrentKeyMissing {
@@ -342,9 +361,39 @@ pub enum KeyDefect {
         /// The length of the decoded key.
         bytes: usize,
     },
+    /// It is a source of key-encryption keys, which other keys do not come from.
+    #[error("expected a variable, a file or a passphrase, got a source of key-encryption keys")]
+    NoBytes,
     /// The environment variable does not exist.
     #[error("expected base64 of 32 bytes, got a variable that is not set")]
     NotSet,
+    /// There is no memory for Argon2id.
+    #[error("there is no memory to derive the key in")]
+    OutOfMemory,
+    /// The text that belongs to a passphrase is not one.
+    #[error(
+        "expected the parameters of a passphrase, as mix kith.gen.passphrase prints them, got something else"
+    )]
+    PassphraseParameters,
+    /// The passphrase is too short.
+    #[error("expected a passphrase of at least {least} bytes, got {bytes}")]
+    PassphraseShort {
+        /// Its length.
+        bytes: usize,
+        /// The least.
+        least: usize,
+    },
+    /// Argon2id would cost too little.
+    #[error(
+        "expected parameters of a passphrase with m=65536, t=3 and a salt of 16 bytes at least, got weaker ones"
+    )]
+    PassphraseWeak,
+    /// The passphrase is another one than the parameters were made for.
+    #[error("the passphrase is not the one that its parameters were made for")]
+    PassphraseWrong,
+    /// The random number generator failed.
+    #[error("the random number generator failed")]
+    Random,
     /// The text is far longer than a key.
     #[error("expected base64 of 32 bytes, got more than {limit} bytes of text")]
     TooLong {

@@ -7,7 +7,7 @@
 //! # The hierarchy
 //!
 //! ```text
-//! key-encryption key (KEK)   from the operator: environment, file
+//! key-encryption key (KEK)   from the operator: environment, file, passphrase; or with a key service
 //!   wraps → data key         one per account, later one per conversation; stored wrapped
 //!     seals → rows           identity keys, prekeys, sessions, skipped keys, ...
 //! ```
@@ -90,7 +90,7 @@
 //!
 //! # Formats
 //!
-//! Both blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
+//! All blobs start with a format version and an algorithm, so that the next format can stand beside this one. The
 //! header, which is everything before the nonce, is authenticated together with the context. Numbers are big-endian.
 //!
 //! ## Sealed row, 38 bytes more than its plaintext
@@ -136,9 +136,29 @@
 //! A data key that was unlocked, for a cookie: the header of a wrapped data key with the algorithm `0x12`, over 16 bytes of
 //! an id, 8 of a time, and the data key.
 //!
+//! ## With the help of a key service
+//!
+//! The service encrypts a key that is drawn for this one wrapping; the ciphertext at the end is under that key, which
+//! binds what is wrapped to its place whatever the service authenticates. The algorithms are `0x13` for a data key, `0x14` for a
+//! locked one and `0x15` for a token.
+//!
+//! | bytes | field | value |
+//! | --- | --- | --- |
+//! | 1 | format version | `0x01` |
+//! | 1 | algorithm | AES-256-GCM under a key that a key service encrypted |
+//! | 8 | data key id | random, drawn with the data key, kept for its life |
+//! | 1 + k | key-encryption key id | its length k, 1 to 64, then visible ASCII |
+//! | 4 | key version | of the service's key, 1 of a service without versions |
+//! | 2 + n | key id of the service | its length n, 1 to 255, then visible ASCII |
+//! | 2 + w | wrapped key | as the service keeps its key, w at most 4,096; nothing here opens it. None in a token |
+//! | 2 + c | encrypted key | what the service encrypted, c at most 1,024 |
+//! | 12 | nonce | random |
+//! | 32, 120 or 56 | ciphertext | of the data key, or of what a locked one or a token holds |
+//! | 16 | tag | of AES-256-GCM |
+//!
 //! ## Associated data
 //!
-//! The associated data of both is the header followed by the encoded [`Context`]:
+//! The associated data of all is the header followed by the encoded [`Context`]:
 //!
 //! | bytes | field | value |
 //! | --- | --- | --- |
@@ -197,17 +217,15 @@
 //! Everything else that is written gives [`VaultError`], which says nothing about why a blob did not open.
 //!
 //! The process, its memory and its user are trusted. Keys live behind a `Box` and are zeroized when dropped, so a move
-//! leaves no copy on the heap. Copies that the compiler or the kernel makes in registers, on the stack, in swap or in a
+//! leaves no copy on the heap. Those that are held beyond a call, the key-encryption keys and the data keys kept open, lie on
+//! pages of their own, locked into memory where the system allows it; [`memory_lock_refused`] says when it did not. Copies that the compiler or the kernel makes in registers, on the stack, in swap or in a
 //! core file are outside what this crate can erase. A key in an environment variable stays readable to the process, its
 //! children and its user in `/proc`; a file of mode 0400 is the better source.
 //!
 //! AES-GCM does not commit to its key: someone who knows two keys can make one blob that opens under both. Here keys are
-//! random and named in the blob, so nobody outside gains from it. A key derived from a password has one beside it.
-//!
-//! # What comes later, and where
-//!
-//! - An external key service: a new algorithm byte (`0x13` and up) of the wrapped data key, with its parameters in the header, and a new
-//!   variant of [`Source`].
+//! random and named in the blob, so nobody outside gains from it. A key derived from a password has one beside it. A
+//! key-encryption key derived from a passphrase is one of few that can be guessed; whoever wants to try them needs the salt, and
+//! has with it a check to try them against in any case.
 
 #![forbid(unsafe_code)]
 
@@ -226,16 +244,20 @@ mod key_id;
 mod lock;
 mod lookup;
 mod mac_key;
+mod memory;
+mod open_keys;
+mod passphrase;
 mod password;
 mod recovery_key;
 mod secret_key;
+mod service;
 mod signing_key;
 mod source;
 mod vault;
 
 pub use agreement_key::{AgreementKey, Cipher, ClientKey, ClientPublicKey, Purpose, public_key_id};
 pub use backup::{BackupReader, BackupSecret, BackupWriter, Record};
-pub use blob::{is_locked, sealed_by, wrapped_by};
+pub use blob::{WrappedKeyInfo, is_locked, sealed_by, wrapped_by, wrapped_key_info};
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
 pub use error::{
@@ -248,11 +270,15 @@ pub use key_id::KeyId;
 pub use lock::{Token, UnlockedKey};
 pub use lookup::{LookupHash, LookupKey};
 pub use mac_key::MacKey;
+pub use memory::memory_lock_refused;
+pub use open_keys::CacheLimits;
+pub use passphrase::PassphraseParameters;
 pub use password::{PasswordHash, PasswordParameters};
 pub use recovery_key::{RecoveryKey, WordCount};
 pub use secret_key::SecretKey;
+pub use service::{KeyService, ServiceCiphertext, ServiceError, ServiceKey};
 pub use signing_key::{SigningKey, verify_signature};
-pub use source::Source;
+pub use source::{Secret, Source, read_secret_file};
 pub use vault::Vault;
 
 /// Bytes that a sealed row is longer than its plaintext.

@@ -13,32 +13,29 @@ use crate::{
     context::Context,
     data_key::{DataKey, DataKeyId},
     error::{LockError, VaultError},
+    memory::LockedBytes,
     password::{PasswordHash, PasswordParameters, derive},
 };
 
 /// A data key that was opened with its password, and can be locked again or put into a token.
 ///
-/// Boxed and zeroized on drop, as every key.
+/// On pages of its own, which are locked where the system allows it, and zeroized on drop.
 #[derive(ZeroizeOnDrop)]
 pub struct UnlockedKey {
     #[zeroize(skip)]
     id: DataKeyId,
     key: DataKey,
-    bytes: Box<[u8; KEY_BYTES]>,
+    bytes: LockedBytes,
 }
 
 impl UnlockedKey {
-    fn new(id: DataKeyId, bytes: &[u8; KEY_BYTES]) -> Self {
-        Self {
-            id,
-            key: DataKey::new(id, bytes),
-            bytes: Box::new(*bytes),
-        }
-    }
-
     fn from_slice(id: DataKeyId, bytes: &[u8]) -> Result<Self, VaultError> {
-        let bytes = bytes.try_into().map_err(|_| VaultError::CorruptedState)?;
-        Ok(Self::new(id, bytes))
+        let key = bytes.try_into().map_err(|_| VaultError::CorruptedState)?;
+        Ok(Self {
+            id,
+            key: DataKey::held(id, key),
+            bytes: LockedBytes::new(bytes).ok_or(VaultError::CorruptedState)?,
+        })
     }
 }
 
@@ -55,7 +52,7 @@ impl UnlockedKey {
         successor: &DataKey,
     ) -> Result<Vec<u8>, VaultError> {
         let context = context.clone().bytes(self.id.to_bytes());
-        successor.seal(rng, &context, self.bytes.as_slice())
+        successor.seal(rng, &context, &self.bytes.get())
     }
 
     /// Opens what [`Self::retire`] sealed.
@@ -132,7 +129,7 @@ impl Vault {
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         rng.try_fill_bytes(bytes.as_mut_slice())
             .map_err(VaultError::random::<R>)?;
-        let key = UnlockedKey::new(DataKeyId::from_bytes(id), &bytes);
+        let key = UnlockedKey::from_slice(DataKeyId::from_bytes(id), bytes.as_slice())?;
         let blob = self.lock(rng, context, parameters, password, &key)?;
         Ok((blob, key))
     }
@@ -150,6 +147,8 @@ impl Vault {
         password: &[u8],
         key: &UnlockedKey,
     ) -> Result<Vec<u8>, LockError> {
+        // Before the password is worked on: it may not be there.
+        let wrapper = self.wrapper(context)?;
         let mut salt = [0; PasswordHash::SALT_BYTES];
         rng.try_fill_bytes(&mut salt)
             .map_err(VaultError::random::<R>)?;
@@ -166,8 +165,8 @@ impl Vault {
         content.extend_from_slice(&salt);
         content.extend_from_slice(commitment.as_slice());
         let bound = context.associated_data(&key.id.to_bytes());
-        wrapping.seal(rng, &bound, key.bytes.as_slice(), &mut content)?;
-        Ok(self.wrap(rng, context, Wrapping::Locked, key.id, &content)?)
+        wrapping.seal(rng, &bound, &key.bytes.get(), &mut content)?;
+        Ok(self.wrap_by(&wrapper, rng, context, (Wrapping::Locked, key.id), &content)?)
     }
 
     /// Opens a locked data key with its password.
@@ -227,7 +226,7 @@ impl Vault {
     ///
     /// # Errors
     ///
-    /// [`VaultError::Random`] if the generator fails.
+    /// Those of [`Self::create_data_key`].
     pub fn wrap_unlocked<R: TryCryptoRng + ?Sized>(
         &self,
         rng: &mut R,
@@ -239,7 +238,7 @@ impl Vault {
             context,
             Wrapping::KeyEncryptionKey,
             key.id,
-            key.bytes.as_slice(),
+            &key.bytes.get(),
         )
     }
 
@@ -248,7 +247,7 @@ impl Vault {
     ///
     /// # Errors
     ///
-    /// [`VaultError::Random`] if the generator fails.
+    /// Those of [`Self::create_data_key`].
     pub fn token<R: TryCryptoRng + ?Sized>(
         &self,
         rng: &mut R,
@@ -262,7 +261,7 @@ impl Vault {
         let mut content = Zeroizing::new(Vec::with_capacity(Token::ID_BYTES + 8 + KEY_BYTES));
         content.extend_from_slice(&id);
         content.extend_from_slice(&expires_at.to_be_bytes());
-        content.extend_from_slice(key.bytes.as_slice());
+        content.extend_from_slice(&key.bytes.get());
         let token = self.wrap(rng, context, Wrapping::Token, key.id, &content)?;
         Ok((token, id))
     }
@@ -342,7 +341,8 @@ impl Vault {
     ///
     /// # Errors
     ///
-    /// Those of [`Vault::open_data_key`]: what does not open is not written anew.
+    /// Those of [`Vault::open_data_key`]: what does not open is not written anew. [`VaultError::Unmade`] says that it has opened,
+    /// and that [`Self::prepare`] comes next.
     pub fn rewrap<R: TryCryptoRng + ?Sized>(
         &self,
         rng: &mut R,
@@ -571,7 +571,8 @@ mod tests {
     fn an_unlocked_key_is_zeroized_on_drop_and_prints_its_id_alone() {
         fn assert_zeroize_on_drop<T: ZeroizeOnDrop>() {}
         assert_zeroize_on_drop::<UnlockedKey>();
-        let key = UnlockedKey::new(DataKeyId::from_bytes([1; 8]), &[0x42; KEY_BYTES]);
+        let key =
+            UnlockedKey::from_slice(DataKeyId::from_bytes([1; 8]), &[0x42; KEY_BYTES]).unwrap();
         assert_eq!(
             format!("{key:?}"),
             "UnlockedKey { id: DataKeyId(0101010101010101), .. }"

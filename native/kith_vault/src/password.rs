@@ -226,33 +226,18 @@ impl PasswordHash {
     /// [`PasswordError::Malformed`] for anything else, another algorithm or version among it, and for a salt or a tag of
     /// a size that is not accepted; [`PasswordError::TooLarge`] for more work than the limits.
     pub fn from_phc(text: &[u8]) -> Result<Self, PasswordError> {
-        if text.len() > MAX_PHC_BYTES {
-            return Err(PasswordError::Malformed);
-        }
-        let (parameters, salt, tag) = split(text).ok_or(PasswordError::Malformed)?;
-        let [memory, passes, parallelism] = parameters;
+        let (parameters, salt, tag) = parse_fields(text, PREFIX)?;
         Ok(Self {
-            parameters: PasswordParameters::new(
-                number(memory)?,
-                number(passes)?,
-                number(parallelism)?,
-            )?,
-            salt: bytes(salt, MIN_SALT_BYTES)?,
-            tag: bytes(tag, MIN_TAG_BYTES)?,
+            parameters,
+            salt,
+            tag,
         })
     }
 
     /// The text to store.
     #[must_use]
     pub fn to_phc(&self) -> String {
-        let PasswordParameters {
-            memory,
-            passes,
-            parallelism,
-        } = self.parameters;
-        let salt = Base64Unpadded::encode_string(&self.salt);
-        let tag = Base64Unpadded::encode_string(&self.tag);
-        format!("{PREFIX}m={memory},t={passes},p={parallelism}${salt}${tag}")
+        print_fields(PREFIX, self.parameters, &self.salt, &self.tag)
     }
 
     /// What it cost.
@@ -305,9 +290,42 @@ const MAX_DIGITS: usize = 10;
 
 type Fields<'a> = ([&'a str; 3], &'a str, &'a str);
 
+type Parsed = (PasswordParameters, Box<[u8]>, Box<[u8]>);
+
+/// What it costs, the salt, and what comes after it, of a text in this form.
+pub(crate) fn parse_fields(text: &[u8], prefix: &str) -> Result<Parsed, PasswordError> {
+    if text.len() > MAX_PHC_BYTES - PREFIX.len() + prefix.len() {
+        return Err(PasswordError::Malformed);
+    }
+    let (parameters, salt, tag) = split(text, prefix).ok_or(PasswordError::Malformed)?;
+    let [memory, passes, parallelism] = parameters;
+    Ok((
+        PasswordParameters::new(number(memory)?, number(passes)?, number(parallelism)?)?,
+        bytes(salt, MIN_SALT_BYTES)?,
+        bytes(tag, MIN_TAG_BYTES)?,
+    ))
+}
+
+/// The text that [`parse_fields`] reads.
+pub(crate) fn print_fields(
+    prefix: &str,
+    parameters: PasswordParameters,
+    salt: &[u8],
+    tag: &[u8],
+) -> String {
+    let PasswordParameters {
+        memory,
+        passes,
+        parallelism,
+    } = parameters;
+    let salt = Base64Unpadded::encode_string(salt);
+    let tag = Base64Unpadded::encode_string(tag);
+    format!("{prefix}m={memory},t={passes},p={parallelism}${salt}${tag}")
+}
+
 /// The three numbers, the salt and the tag, as they stand there.
-fn split(text: &[u8]) -> Option<Fields<'_>> {
-    let text = str::from_utf8(text).ok()?.strip_prefix(PREFIX)?;
+fn split<'a>(text: &'a [u8], prefix: &str) -> Option<Fields<'a>> {
+    let text = str::from_utf8(text).ok()?.strip_prefix(prefix)?;
     let (parameters, rest) = text.split_once('$')?;
     let (salt, tag) = rest.split_once('$')?;
     let (memory, rest) = parameters.split_once(',')?;

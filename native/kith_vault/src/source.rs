@@ -1,25 +1,52 @@
 use std::{
+    collections::BTreeMap,
     env, fmt,
     fs::{File, Metadata},
     io::{self, Read},
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use base64ct::{Base64, Base64Unpadded, Encoding};
+use getrandom::SysRng;
+use parking_lot::Mutex;
+use rand_core::TryRng;
 use rustix::{
     fs::{Mode, OFlags},
     process::geteuid,
 };
 use zeroize::Zeroizing;
 
-use crate::{aead_key::KEY_BYTES, error::KeyDefect};
+use crate::{
+    aead_key::KEY_BYTES, error::KeyDefect, key_id::KeyId, passphrase::PassphraseParameters,
+    service::KeyService,
+};
 
 /// Where the bytes of a key-encryption key come from.
 ///
 /// The text of [`Self::Env`] and [`Self::File`] is standard base64 of 32 bytes, padded or not, with white space around
-/// it allowed. A passphrase and an external key service will be variants beside these.
+/// it allowed.
 pub enum Source {
+    /// An environment variable, by its name, as [`Secret::Env`].
+    Env(String),
+    /// A file, by its path, as [`Secret::File`].
+    File(PathBuf),
+    /// A passphrase, from which Argon2id derives the key, with the text of [`PassphraseParameters`].
+    Passphrase(Secret, String),
+    /// A key that is drawn when it is first asked for and lives as long as the process, whatever vaults come and go. All
+    /// that it wrapped is lost with it: for development.
+    Development,
+    /// A key-encryption key that a key service has, and the local key that wraps new data keys while the service is away,
+    /// if one shall.
+    Service(Arc<dyn KeyService>, Option<KeyId>),
+    /// The 32 bytes themselves, for tests: a key that reaches this crate as an argument has been in somebody's memory.
+    Key(Zeroizing<Vec<u8>>),
+}
+
+/// Where a text comes from that nobody else may read.
+#[derive(Clone)]
+pub enum Secret {
     /// An environment variable, by its name.
     ///
     /// The variable stays in the process's environment. Prefer a file.
@@ -29,22 +56,76 @@ pub enum Source {
     /// It is refused unless it is a regular file, owned by root or by the user who runs this process, with a mode that
     /// gives group and others nothing. A symbolic link is followed and what it leads to is judged.
     File(PathBuf),
-    /// The 32 bytes themselves, for tests: a key that reaches this crate as an argument has been in somebody's memory.
-    Key(Zeroizing<Vec<u8>>),
 }
 
-impl Source {
-    /// The bytes of the key. Those of [`Self::Key`] may have any length.
-    pub(crate) fn load(&self) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
+impl Secret {
+    pub(crate) fn read(&self) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
         match self {
             Self::Env(name) => {
                 let text = env::var_os(name).ok_or(KeyDefect::NotSet)?;
-                decode(&Zeroizing::new(text.into_vec()))
+                Ok(Zeroizing::new(text.into_vec()))
             }
-            Self::File(path) => decode(&read_strict_file(path)?),
-            Self::Key(bytes) => Ok(bytes.clone()),
+            Self::File(path) => read_strict_file(path, MAX_FILE_BYTES),
         }
     }
+}
+
+/// The bytes of a file that is refused as that of [`Secret::File`] is, or has more than `limit`. For the private key of a
+/// client of a key service.
+///
+/// # Errors
+///
+/// [`KeyDefect`].
+pub fn read_secret_file(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
+    read_strict_file(path, limit)
+}
+
+/// What a source leads to.
+pub(crate) enum Loaded {
+    /// The bytes of the key. Those of [`Source::Key`] may have any length.
+    Key(Zeroizing<Vec<u8>>),
+    Service(Arc<dyn KeyService>, Option<KeyId>),
+}
+
+impl Source {
+    /// The bytes of a key that a service has for itself, or of a field.
+    pub(crate) fn load(&self) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
+        match self {
+            Self::Env(name) => decode(&Secret::Env(name.clone()).read()?),
+            Self::File(path) => decode(&Secret::File(path.clone()).read()?),
+            Self::Key(bytes) => Ok(bytes.clone()),
+            Self::Passphrase(secret, parameters) => {
+                PassphraseParameters::from_text(parameters)?.key(secret)
+            }
+            Self::Development | Self::Service(..) => Err(KeyDefect::NoBytes),
+        }
+    }
+
+    /// What a key-encryption key is made of.
+    pub(crate) fn open(&self, id: &KeyId) -> Result<Loaded, KeyDefect> {
+        match self {
+            Self::Development => development_key(id).map(Loaded::Key),
+            Self::Service(service, fallback) => {
+                Ok(Loaded::Service(Arc::clone(service), fallback.clone()))
+            }
+            source => source.load().map(Loaded::Key),
+        }
+    }
+}
+
+/// Drawn once for each id. A supervisor that starts an instance anew does not lose what the one before has wrapped.
+fn development_key(id: &KeyId) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
+    static DRAWN: Mutex<BTreeMap<KeyId, Zeroizing<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+    let mut drawn = DRAWN.lock();
+    if let Some(key) = drawn.get(id) {
+        return Ok(key.clone());
+    }
+    let mut key = Zeroizing::new(vec![0; KEY_BYTES]);
+    SysRng
+        .try_fill_bytes(&mut key)
+        .map_err(|_| KeyDefect::Random)?;
+    drawn.insert(id.clone(), key.clone());
+    Ok(key)
 }
 
 impl fmt::Debug for Source {
@@ -65,6 +146,14 @@ impl fmt::Display for Source {
                 f.write_str("a file whose path reads as a key and is not shown")
             }
             Self::File(path) => write!(f, "file {}", path.to_string_lossy().escape_debug()),
+            Self::Passphrase(Secret::Env(name), _) => {
+                write!(f, "a passphrase in {}", Self::Env(name.clone()))
+            }
+            Self::Passphrase(Secret::File(path), _) => {
+                write!(f, "a passphrase in {}", Self::File(path.clone()))
+            }
+            Self::Development => f.write_str("a key for development"),
+            Self::Service(..) => f.write_str("a key service"),
             Self::Key(_) => f.write_str("bytes given directly"),
         }
     }
@@ -99,7 +188,7 @@ fn decode(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
 }
 
 /// Reads a file after judging it. What is judged is the opened file, so that it cannot be exchanged in between.
-fn read_strict_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
+fn read_strict_file(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
     let unreadable = |error: io::Error| KeyDefect::Unreadable {
         error: error.to_string(),
     };
@@ -115,7 +204,7 @@ fn read_strict_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
     )?;
 
     // One buffer of full size: a vector that grows would leave the text in freed memory.
-    let mut buffer = Zeroizing::new(vec![0; MAX_FILE_BYTES + 1]);
+    let mut buffer = Zeroizing::new(vec![0; limit + 1]);
     let mut filled = 0;
     while let Some(free @ [_, ..]) = buffer.get_mut(filled..) {
         match file.read(free) {
@@ -125,10 +214,8 @@ fn read_strict_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyDefect> {
             Err(error) => return Err(unreadable(error)),
         }
     }
-    if filled > MAX_FILE_BYTES {
-        return Err(KeyDefect::TooLong {
-            limit: MAX_FILE_BYTES,
-        });
+    if filled > limit {
+        return Err(KeyDefect::TooLong { limit });
     }
     buffer.truncate(filled);
     Ok(buffer)
