@@ -401,7 +401,7 @@ defmodule Kith do
   Errors: `:not_registered` for either side, `:key_not_found` when the sender's private keys live
   elsewhere, `:untrusted_identity`, `:unsupported_version` when the peer has no Kyber prekey and must have one,
   `:too_large`, and those of the machinery: `:corrupted_state`, `:stale`,
-  `:storage`, `:panic`.
+  `:storage`, `:unavailable` with a key service, `:panic`.
   """
   @spec encrypt(name, Address.given(), Address.given(), binary, [option]) ::
           result([Envelope.t()])
@@ -453,7 +453,7 @@ defmodule Kith do
   Errors: `:duplicate`, `:tampered`, `:session_not_found`, `:out_of_sync`, `:key_not_found`,
   `:untrusted_identity`, `:unknown_prekey`, `:malformed` (also when it is addressed to another device),
   `:unsupported_version`, `:not_registered`, and those of the machinery: `:corrupted_state`, `:stale`, `:storage`,
-  `:panic`.
+  `:unavailable` with a key service, after which the same envelope opens later, `:panic`.
   """
   @spec decrypt(name, Address.given(), Envelope.t() | binary, [option]) :: result(binary)
   def decrypt(name, to, envelope, options \\ []) do

@@ -1,6 +1,7 @@
 defmodule Kith.KeySourceTest do
   # The environment of the VM and the log are everybody's.
   use Kith.Case, async: false
+  use Kith.Test.Stores
 
   import ExUnit.CaptureLog
 
@@ -115,6 +116,7 @@ defmodule Kith.KeySourceTest do
       assert send!(:dev, "ada", "ben", "hello") == "hello"
     end
 
+    @tag store: :sqlite
     test "is refused in a release" do
       System.put_env("RELEASE_NAME", "my_app")
       on_exit(fn -> System.delete_env("RELEASE_NAME") end)
@@ -122,7 +124,19 @@ defmodule Kith.KeySourceTest do
     end
   end
 
+  @tag store: :sqlite
+  test "that the memory of keys could not be locked is said once for each VM" do
+    told = {Kith.KeySource, :unlocked}
+    before = :persistent_term.get(told, false)
+    on_exit(fn -> :persistent_term.put(told, before) end)
+    :persistent_term.put(told, false)
+    assert capture_log(&Kith.KeySource.unlocked/0) =~ "could not lock the memory of its keys"
+    assert capture_log(&Kith.KeySource.unlocked/0) == ""
+  end
+
   describe "the options of a key service" do
+    @describetag store: :sqlite
+
     test "are checked, and no value is printed" do
       for {options, expected} <- [
             {[], "expected :url"},

@@ -101,3 +101,40 @@ impl LockedBytes {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_has_a_page_of_its_own() {
+        let held: Vec<_> = (0..4_u8)
+            .map(|byte| LockedBytes::new(&[byte; 32]).unwrap())
+            .collect();
+        let mut pages: Vec<_> = held
+            .iter()
+            .map(|held| std::ptr::from_ref(held.0.get().unwrap()).addr() / PAGE_BYTES)
+            .collect();
+        pages.dedup();
+        assert_eq!(pages.len(), held.len());
+        for (byte, held) in (0..).zip(&held) {
+            assert_eq!(held.get().as_slice(), [byte; 32]);
+        }
+        assert!(LockedBytes::new(&[0; LockedBytes::MAX + 1]).is_none());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_secret_is_locked_in_memory_or_the_refusal_is_told() {
+        let held = LockedBytes::new(&[1; 32]).unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let locked = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmLck:"))
+            .and_then(|line| line.trim().strip_suffix(" kB"))
+            .and_then(|kilobytes| kilobytes.trim().parse::<u32>().ok())
+            .unwrap();
+        assert!(locked >= 4 || memory_lock_refused(), "{locked} kB");
+        assert!(held.0.lock.is_some() || memory_lock_refused());
+    }
+}

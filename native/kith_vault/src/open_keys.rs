@@ -41,7 +41,7 @@ pub(crate) struct OpenKeys {
 #[derive(Default)]
 struct Inner {
     open: HashMap<Box<[u8]>, Entry<Arc<LockedBytes>>>,
-    made: HashMap<Box<[u8]>, Entry<Made>>,
+    made: HashMap<Box<[u8]>, Entry<Vec<Made>>>,
     uses: u64,
 }
 
@@ -87,17 +87,32 @@ impl OpenKeys {
         insert(&mut inner.open, name, key, used, self.limits, now);
     }
 
-    /// Keeps what wraps next in a place, for once.
+    /// Keeps what wraps next in a place, for once. Several may be made for a place at a time, by as many who wait for them.
     pub(crate) fn keep_made(&self, place: Box<[u8]>, made: Made, now: Instant) {
         let inner = &mut *self.inner.lock();
         inner.uses += 1;
         let used = inner.uses;
-        insert(&mut inner.made, place, made, used, self.limits, now);
+        let mut all = match inner.made.remove(&place) {
+            Some(entry) if now.duration_since(entry.since) < self.limits.lifetime => entry.value,
+            _ => Vec::new(),
+        };
+        if all.len() == MADE_FOR_A_PLACE {
+            all.remove(0);
+        }
+        all.push(made);
+        insert(&mut inner.made, place, all, used, self.limits, now);
     }
 
     pub(crate) fn take_made(&self, place: &[u8], now: Instant) -> Option<Made> {
-        let entry = self.inner.lock().made.remove(place)?;
-        (now.duration_since(entry.since) < self.limits.lifetime).then_some(entry.value)
+        let inner = &mut *self.inner.lock();
+        let entry = inner.made.get_mut(place)?;
+        let made = (now.duration_since(entry.since) < self.limits.lifetime)
+            .then(|| entry.value.pop())
+            .flatten();
+        if made.is_none() || entry.value.is_empty() {
+            inner.made.remove(place);
+        }
+        made
     }
 
     /// Drops what is too old, so that a key nobody uses any more does not stay.
@@ -118,6 +133,9 @@ impl OpenKeys {
         self.inner.lock().open.len()
     }
 }
+
+/// More than calls to a service run at once.
+const MADE_FOR_A_PLACE: usize = 64;
 
 fn insert<T>(
     map: &mut HashMap<Box<[u8]>, Entry<T>>,
@@ -228,6 +246,8 @@ mod tests {
     fn what_was_made_is_given_out_once() {
         let (open, now) = (open_keys(3), Instant::now());
         open.keep_made(name(1), Made::Fallback, now);
+        open.keep_made(name(1), Made::Fallback, now);
+        assert!(open.take_made(&[1], now).is_some());
         assert!(open.take_made(&[1], now).is_some());
         assert!(open.take_made(&[1], now).is_none());
     }
