@@ -5,7 +5,18 @@ defmodule Kith.MessageArchive do
 
   import Kith.Unlocked, only: [is_locked: 1]
 
-  alias Kith.{Address, Envelope, Error, Instance, KeyChange, Message, Registration, Telemetry}
+  alias Kith.{
+    Address,
+    Envelope,
+    Error,
+    Instance,
+    KeyChange,
+    Message,
+    Registration,
+    Telemetry,
+    Unlocked
+  }
+
   alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo}
 
   # The engine refuses a message it has opened before with one of these, by what has become of the session since. The
@@ -218,6 +229,7 @@ defmodule Kith.MessageArchive do
   defp page(instance, {user, _} = owner, thread, before, limit) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, owner),
+           :ok <- Unlocked.check(instance, {user, device.data_key}),
            {rows, cursor} =
              fetch_page(
                repo,
