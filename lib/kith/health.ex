@@ -2,6 +2,8 @@ defmodule Kith.Health do
   @moduledoc false
   # Whether the two things every call needs do their work: the database answers, and the vault opens.
 
+  import Kith.Unlocked, only: [is_locked: 1]
+
   alias Kith.{Error, Instance, Telemetry}
   alias Kith.Store.{Accounts, Repo}
 
@@ -97,6 +99,11 @@ defmodule Kith.Health do
       {:error, reason} when is_atom(reason) -> reason
       {:error, %Error{reason: reason}} -> reason
     end
+  end
+
+  # What the keys of the server have of a locked account is its outer seal. That opens when it is sealed anew.
+  defp round_trip(instance, {user, locked}) when is_locked(locked) do
+    with {:ok, _anew} <- Instance.sealed(instance, :account_rewrap, [user, locked, true]), do: :ok
   end
 
   defp round_trip(instance, account) do
