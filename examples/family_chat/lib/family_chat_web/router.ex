@@ -41,6 +41,11 @@ defmodule FamilyChatWeb.Router do
     post("/login", SessionController, :create)
     get("/signup", SessionController, :signup)
     post("/signup", SessionController, :register)
+  end
+
+  scope "/", FamilyChatWeb do
+    pipe_through([:browser, :redirect_if_user, :secret])
+
     get("/recover", RecoveryController, :restore)
     post("/recover", RecoveryController, :restored)
   end

@@ -95,7 +95,7 @@ defmodule FamilyChatWeb.UserAuth do
 
   # After a restart of the server the page is here first, and unlocks.
   @doc false
-  def on_mount(:require_user, _params, session, socket) do
+  def on_mount(:require_user, params, session, socket) do
     case Accounts.user_of_session(session["token"]) do
       nil ->
         {:halt, Phoenix.LiveView.redirect(socket, to: ~p"/login")}
@@ -103,7 +103,7 @@ defmodule FamilyChatWeb.UserAuth do
       user ->
         if Locks.resume(user.id, session["unlock"]),
           do: {:cont, Phoenix.Component.assign(socket, :user, user)},
-          else: {:halt, Phoenix.LiveView.redirect(socket, to: ~p"/unlock")}
+          else: {:halt, Phoenix.LiveView.redirect(socket, to: ~p"/unlock?#{[to: path(params)]}")}
     end
   end
 
@@ -113,4 +113,7 @@ defmodule FamilyChatWeb.UserAuth do
       _ -> {:halt, Phoenix.LiveView.redirect(socket, to: ~p"/login")}
     end
   end
+
+  defp path(%{"id" => id}) when is_binary(id), do: "/c/" <> id
+  defp path(_params), do: "/"
 end
