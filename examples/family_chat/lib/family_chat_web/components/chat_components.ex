@@ -35,8 +35,8 @@ defmodule FamilyChatWeb.ChatComponents do
         </li>
       </ul>
       <footer>
-        <.link :if={@kit == nil} href={~p"/recovery"} class="offer" id="offer">
-          <.icon name="warning" /> If you forget your password: save a recovery kit
+        <.link :if={@kit == nil or @kit.tried_at == nil} href={~p"/recovery"} class="offer" id="offer">
+          <.icon name="warning" /> If you forget your password: <%= if @kit, do: "try your recovery kit", else: "save a recovery kit" %>
         </.link>
         <span class="me"><%= @user.display_name %></span>
         <.link patch={~p"/protection"} class="lock"><.icon name="lock" /> What is protected</.link>
