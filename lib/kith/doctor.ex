@@ -3,6 +3,8 @@ defmodule Kith.Doctor do
   # Why a message does not open, and how an instance is, without secrets: what is told are reasons, counters, public keys
   # and whether something is there.
 
+  import Kith.Unlocked, only: [is_locked: 1]
+
   alias Kith.{Envelope, Error, Instance, Messages, Migration, Registration}
   alias Kith.KMS.Client
   alias Kith.Store.{Accounts, Prekeys, Repo, Sessions}
@@ -273,8 +275,14 @@ defmodule Kith.Doctor do
     end
   end
 
+  # Of a locked account, the outer seal: it is what the keys of the server have of it.
+  defp opening(instance, {user, locked}) when is_locked(locked),
+    do: Instance.sealed(instance, :account_costs, [user, locked])
+
+  defp opening(instance, account), do: Instance.sealed(instance, :self_seal, [account, ""])
+
   defp count(instance, account, counts) do
-    case Instance.sealed(instance, :self_seal, [account, ""]) do
+    case opening(instance, account) do
       {:ok, _} -> %{counts | opened: counts.opened + 1}
       {:error, reason} -> update_in(counts, [:failed, reason], &((&1 || 0) + 1))
     end

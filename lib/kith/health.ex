@@ -2,6 +2,8 @@ defmodule Kith.Health do
   @moduledoc false
   # Whether the two things every call needs do their work: the database answers, and the vault opens.
 
+  import Kith.Unlocked, only: [is_locked: 1]
+
   alias Kith.{Error, Instance, Telemetry}
   alias Kith.KMS.Client
   alias Kith.Store.{Accounts, Repo}
@@ -106,6 +108,11 @@ defmodule Kith.Health do
   defp fresh(instance) do
     with {:ok, fresh} <- Instance.sealed(instance, :account_create, [@nobody]),
          do: round_trip(instance, {@nobody, fresh})
+  end
+
+  # What the keys of the server have of a locked account is its outer seal, under which it says what a try costs.
+  defp round_trip(instance, {user, locked}) when is_locked(locked) do
+    with {:ok, _costs} <- Instance.sealed(instance, :account_costs, [user, locked]), do: :ok
   end
 
   defp round_trip(instance, account) do

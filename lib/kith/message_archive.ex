@@ -14,7 +14,8 @@ defmodule Kith.MessageArchive do
     Message,
     Registration,
     Telemetry,
-    ThreadKeys
+    ThreadKeys,
+    Unlocked
   }
 
   alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo}
@@ -230,6 +231,7 @@ defmodule Kith.MessageArchive do
   defp page(instance, {user, _} = owner, thread, before, limit) do
     Instance.transaction(instance, fn repo ->
       with {:ok, device} <- Registration.fetch_local(repo, owner),
+           :ok <- Unlocked.check(instance, {user, device.data_key}),
            {rows, cursor} =
              fetch_page(
                repo,

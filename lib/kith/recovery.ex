@@ -10,7 +10,8 @@ defmodule Kith.Recovery do
     MessageArchive,
     Messages,
     Registration,
-    Telemetry
+    Telemetry,
+    Unlocked
   }
 
   alias Kith.Store.{Recoveries, Sessions}
@@ -115,7 +116,7 @@ defmodule Kith.Recovery do
     end)
   end
 
-  defp answer(instance, {_, number} = to, from, %Envelope{body: body}) do
+  defp answer(instance, {user, number} = to, from, %Envelope{body: body}) do
     with {:ok, {ratchet_key, timestamp, device}} <- native(instance, :report_parse, [body]),
          :ok <- of_device(device, number) do
       Instance.transaction(instance, fn repo ->
@@ -123,6 +124,7 @@ defmodule Kith.Recovery do
         answered = %{timestamp: timestamp, renewed: false, envelopes: []}
 
         with {:ok, local} <- Registration.fetch_local(repo, to),
+             :ok <- Unlocked.check(instance, {user, local.data_key}),
              true <- Recoveries.allowed?(repo, {to, from, :resend}, instance.options, now) do
           renewed = renew_concerned(instance, repo, to, local, from, ratchet_key, now)
 

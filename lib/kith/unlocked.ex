@@ -6,7 +6,7 @@ defmodule Kith.Unlocked do
   # A key is found by the locked one as the database has it. So whoever writes that anew, under another password or only
   # anew, has locked the account on every node.
 
-  alias Kith.{Instance, Native}
+  alias Kith.{Address, Error, Instance, Native}
   alias Kith.Store.Accounts
 
   # Each is some hundred bytes. What is beyond is the one that would have been locked next.
@@ -48,6 +48,17 @@ defmodule Kith.Unlocked do
   end
 
   def account(_instance, account), do: account
+
+  @doc """
+  Whether calls on behalf of an account may go on: `:locked` where its key is. For those that may have nothing to open, and so would not
+  notice.
+  """
+  @spec check(Instance.t(), {Address.user(), nil | binary}) :: :ok | {:error, Error.t()}
+  def check(instance, {_, data_key} = account) when is_locked(data_key) do
+    if account(instance, account) == account, do: {:error, Error.new(:locked)}, else: :ok
+  end
+
+  def check(_instance, _account), do: :ok
 
   defp stored?(instance, user, data_key) do
     stored =

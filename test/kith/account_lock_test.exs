@@ -73,6 +73,11 @@ defmodule Kith.AccountLockTest do
       kith: kith
     } do
       lock!(kith, "anna")
+      lost = encrypt_one!(kith, "anna", "ben", "does not arrive")
+      damaged = Kith.Testing.corrupt(lost)
+      {:error, error} = Kith.decrypt(kith, "ben", damaged)
+      {:ok, [report]} = Kith.recover(kith, "ben", damaged, error)
+
       assert Kith.lock!(kith, "anna") == :locked
       assert Kith.lock_state!(kith, "anna") == :locked
       envelope = encrypt_one!(kith, "ben", "anna", "for later")
@@ -84,6 +89,9 @@ defmodule Kith.AccountLockTest do
             Kith.encrypt_group(kith, "anna", ["ben"], "x", thread: "t"),
             Kith.decrypt(kith, "anna", envelope),
             Kith.history(kith, "anna", {:direct, "ben"}),
+            # With nothing in it that would have to be opened.
+            Kith.history(kith, "anna", "another thread"),
+            Kith.resend(kith, "anna", report),
             Kith.safety_number(kith, "anna", "ben"),
             Kith.session_info(kith, "anna", "ben"),
             Kith.trust(kith, "anna", "ben"),
@@ -97,6 +105,8 @@ defmodule Kith.AccountLockTest do
       assert dump(kith) == before
       assert {:ok, _} = Kith.unlock(kith, "anna", @password)
       assert Kith.decrypt!(kith, "anna", envelope) == "for later"
+      assert {:ok, %{envelopes: [again]}} = Kith.resend(kith, "anna", report)
+      assert Kith.decrypt!(kith, "ben", again) == "does not arrive"
       assert send!(kith, "anna", "ben", "back") == "back"
       assert List.last(texts(kith, "anna", {:direct, "ben"})) == "back"
     end

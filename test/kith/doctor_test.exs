@@ -113,6 +113,13 @@ defmodule Kith.DoctorTest do
       assert sessions =~ "2 sessions"
     end
 
+    test "that is well though an account is locked", %{kith: kith} do
+      Kith.lock_with_password!(kith, "anna", "correct horse", memory: 8_192, passes: 1)
+      Kith.lock!(kith, "anna")
+      assert [_, {:keys, :ok, keys}, _, _] = Kith.doctor!(kith)
+      assert keys =~ "2 accounts"
+    end
+
     test "that is not", %{kith: kith} do
       for n <- 1..120,
           do:

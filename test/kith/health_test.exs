@@ -18,6 +18,26 @@ defmodule Kith.HealthTest do
   end
 
   @tag store: :sqlite
+  test "an account that is locked opens as far as the keys of the server go, and no further is asked" do
+    database = Path.join(tmp_dir!(), "kith.db")
+    kith = start_kith!(database: database)
+    register!(kith, ["anna"])
+    Kith.lock_with_password!(kith, "anna", "correct horse", memory: 8_192, passes: 1)
+    assert {:ok, %{store: :ok, vault: :ok}} = Kith.health(kith)
+    Kith.lock!(kith, "anna")
+    before = dump(kith)
+    assert {:ok, %{store: :ok, vault: :ok}} = Kith.health(kith)
+    assert dump(kith) == before
+    stop_kith!(kith)
+
+    other = start_kith!(database: database, keys: [current: {"other", {:key, <<7::256>>}}])
+    assert {:ok, %{store: :ok, vault: :key_not_found}} = Kith.health(other)
+    stop_kith!(other)
+    wrong = start_kith!(database: database, keys: [current: {"test", {:key, <<7::256>>}}])
+    assert {:ok, %{store: :ok, vault: :corrupted_state}} = Kith.health(wrong)
+  end
+
+  @tag store: :sqlite
   test "a key-encryption key that is gone is a vault that does not open, while the store is well" do
     database = Path.join(tmp_dir!(), "kith.db")
     kith = start_kith!(database: database)

@@ -77,7 +77,8 @@ defmodule Kith.PasswordTest do
           "$argon2id$v=16$m=64,t=1,p=1$MDEyMzQ1Njc4OWFiY2RlZg$etxqqwHvK9SV07ikrh1NTjX8hncS53ayidax56962pg",
           hash <> "=",
           hash <> "\n",
-          String.slice(hash, 0..-2//1),
+          # Without two letters it is no base64. Without one it is, now and then.
+          String.slice(hash, 0..-3//1),
           String.replace(hash, "t=1", "t=0"),
           String.duplicate(hash, 1_000)
         ] do

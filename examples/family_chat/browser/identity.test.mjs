@@ -29,11 +29,11 @@ async function codeOf(person, other) {
 const scan = (person, file) => person.page.setInputFiles("#scanner input", file)
 
 async function renewKeys(person) {
+  await person.page.goto(the.server.url + "/account")
+  await person.page.fill("#keys_password", person.password)
+  await person.page.getByRole("button", {name: "set up my keys anew"}).click()
+  await person.page.getByText("You have new keys.").waitFor()
   await person.go("/settings")
-  person.page.once("dialog", dialog => dialog.accept())
-  await person.page.getByRole("button", {name: "Set up my keys anew"}).click()
-  await person.page.waitForURL("**/settings")
-  await person.live()
 }
 
 const warning = person => person.page.locator(".identity-warning", {hasText: "The safety number with Ben has changed."})

@@ -94,6 +94,16 @@ test("whatever can be pressed or filled in has a name", async () => {
     await anna.go(path)
     assert.deepEqual(await nameless(anna.page), [], path)
   }
+  for (const path of ["/account", "/recovery", "/recovery/try"]) {
+    await anna.page.goto(the.server.url + path)
+    assert.deepEqual(await nameless(anna.page), [], path)
+  }
+  const visitor = await the.person("visitor").arrive()
+  for (const path of ["/login", "/signup", "/recover"]) {
+    await visitor.page.goto(the.server.url + path)
+    assert.deepEqual(await nameless(visitor.page), [], path)
+  }
+  await visitor.leave()
   await anna.go(conversation)
 })
 
@@ -143,6 +153,13 @@ for (const scheme of ["light", "dark"]) {
       assert.ok(count > 5)
       assert.deepEqual(low, [], path)
     }
+    for (const path of ["/account", "/recovery", "/recovery/try"]) {
+      await anna.page.goto(the.server.url + path)
+      const {low, count} = await contrasts(anna.page)
+      assert.ok(count > 5)
+      assert.deepEqual(low, [], path)
+    }
+    await anna.go(conversation)
     const paper = await anna.page.evaluate(() => getComputedStyle(document.body).backgroundColor)
     const [red] = paper.match(/\d+/g).map(Number)
     assert.ok(scheme === "light" ? red > 200 : red < 60, paper)

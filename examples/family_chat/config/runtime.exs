@@ -23,6 +23,11 @@ sweep_every = "FAMILY_CHAT_SWEEP_EVERY" |> System.get_env("60") |> String.to_int
 config :family_chat, sweep_every: sweep_every
 config :family_chat, FamilyChat.Kith, maintenance_interval: sweep_every
 
+# Seconds without an open page after which the keys of a user are locked, and whether the browser that comes back is asked for the password.
+config :family_chat,
+  lock_after: "FAMILY_CHAT_LOCK_AFTER" |> System.get_env("1800") |> String.to_integer(),
+  ask_again: System.get_env("FAMILY_CHAT_ASK_AGAIN") in ["1", "true"]
+
 if timers = System.get_env("FAMILY_CHAT_TIMERS") do
   config :family_chat,
     timers: [nil | timers |> String.split(",") |> Enum.map(&String.to_integer/1)]

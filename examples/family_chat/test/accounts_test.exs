@@ -38,10 +38,9 @@ defmodule FamilyChat.AccountsTest do
     assert SQL.rows("SELECT 1 FROM users WHERE name = 'somebody'") == []
   end
 
-  test "the password is stored as a hash of Argon2id, and sessions as hashes" do
+  test "no hash of the password is stored, and sessions as hashes" do
     user = person!("Anna")
-    [[hash]] = SQL.rows("SELECT password_hash FROM users WHERE id = $1", [user.id])
-    assert hash =~ ~r/\A\$argon2id\$/
+    assert hash_of(user) == ""
     token = Accounts.create_session(user)
     assert Accounts.user_of_session(token) == user
     assert SQL.rows("SELECT 1 FROM user_tokens WHERE token_hash = $1", [SQL.bytes(token)]) == []
@@ -67,10 +66,90 @@ defmodule FamilyChat.AccountsTest do
     assert {:ok, ^other} = Accounts.authenticate(other.name, password())
   end
 
-  test "an account has keys, and new ones on request" do
+  test "an account has keys, and new ones for whoever knows the password, under the same" do
     user = person!("Anna")
+    [here, there] = for _ <- 1..2, do: Accounts.create_session(user)
     before = FamilyChat.Kith.pre_key_bundle!(user.id).identity_key
-    :ok = Accounts.renew_keys(user)
+
+    assert {:error, %{password: _}} = Accounts.renew_keys(user, here, "another password")
+    assert FamilyChat.Kith.pre_key_bundle!(user.id).identity_key == before
+
+    :ok = Accounts.renew_keys(user, here, password())
     assert FamilyChat.Kith.pre_key_bundle!(user.id).identity_key != before
+    assert locked_at_rest?(user)
+    assert hash_of(user) == ""
+    assert Accounts.user_of_session(here) == user
+    assert Accounts.user_of_session(there) == nil
+    assert {:ok, ^user} = Accounts.authenticate(user.name, password())
+  end
+
+  test "an account that was made before accounts were locked is locked by the next login, and by no wrong password" do
+    user = person!("Anna")
+    of_before!(user)
+    refute locked_at_rest?(user)
+
+    assert Accounts.authenticate(user.name, "another password") == {:error, :wrong}
+    refute locked_at_rest?(user)
+
+    assert Accounts.authenticate(user.name, password()) == {:ok, user}
+    assert locked_at_rest?(user)
+    assert hash_of(user) == ""
+    assert Accounts.authenticate(user.name, password()) == {:ok, user}
+    assert Accounts.authenticate(user.name, "another password") == {:error, :wrong}
+  end
+
+  test "two logins at once of an account of before are both let in" do
+    user = person!("Anna")
+    of_before!(user)
+    logins = for _ <- 1..2, do: Task.async(fn -> Accounts.authenticate(user.name, password()) end)
+    assert Task.await_many(logins, 30_000) == [{:ok, user}, {:ok, user}]
+    assert locked_at_rest?(user)
+  end
+
+  test "an account whose keys were locked, and whose hash was not forgotten yet, is that of its password" do
+    user = person!("Anna")
+    Accounts.put_hash(user.id, Kith.Password.hash!(password()))
+    assert Accounts.authenticate(user.name, password()) == {:ok, user}
+    assert hash_of(user) == ""
+  end
+
+  test "another password locks the same keys, and logs the other browsers out" do
+    user = person!("Anna")
+    [here, there] = for _ <- 1..2, do: Accounts.create_session(user)
+    before = FamilyChat.Kith.pre_key_bundle!(user.id).identity_key
+
+    assert {:error, %{new: _}} = Accounts.change_password(user, here, password(), "short")
+
+    assert {:error, %{password: _}} =
+             Accounts.change_password(user, here, "wrong", "a new password")
+
+    assert :ok = Accounts.change_password(user, here, password(), "a new password")
+
+    assert FamilyChat.Kith.pre_key_bundle!(user.id).identity_key == before
+    assert Accounts.user_of_session(here) == user
+    assert Accounts.user_of_session(there) == nil
+    assert Accounts.authenticate(user.name, password()) == {:error, :wrong}
+    assert Accounts.authenticate(user.name, "a new password") == {:ok, user}
+  end
+
+  test "thirty people who log in at once are all let in" do
+    people = for n <- 1..30, do: person!("P#{n}")
+    for user <- people, do: FamilyChat.Locks.lock(user.id)
+
+    logins =
+      for user <- people, do: Task.async(fn -> Accounts.authenticate(user.name, password()) end)
+
+    assert Task.await_many(logins, 60_000) == Enum.map(people, &{:ok, &1})
+  end
+
+  defp hash_of(user) do
+    [[hash]] = SQL.rows("SELECT password_hash FROM users WHERE id = $1", [user.id])
+    hash
+  end
+
+  # As sign-up left it then: open keys, and a hash.
+  defp of_before!(user) do
+    FamilyChat.Kith.remove_password!(user.id, password())
+    Accounts.put_hash(user.id, Kith.Password.hash!(password()))
   end
 end

@@ -184,7 +184,7 @@ defmodule FamilyChat.ChatTest do
       for user <- [ben, cleo], do: come(user)
       conversation = fn user -> elem(Conversations.fetch(user, family), 1) end
 
-      :ok = Accounts.renew_keys(ben)
+      :ok = Accounts.renew_keys(ben, nil, password())
       assert [%{id: changed}] = Chat.changed(anna, conversation.(anna))
       assert changed == ben.id
       say!(anna, family, "to whoever it is")

@@ -16,6 +16,7 @@ defmodule FamilyChat.Application do
           FamilyChat.Schema,
           {Phoenix.PubSub, name: FamilyChat.PubSub},
           FamilyChatWeb.Presence,
+          FamilyChat.Locks,
           FamilyChat.Sweeper,
           FamilyChatWeb.Endpoint
         ]

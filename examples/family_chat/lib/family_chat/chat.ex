@@ -14,6 +14,7 @@ defmodule FamilyChat.Chat do
   | `:malformed`, `:unsupported_version`, `:key_not_found` | a placeholder; the sender's page encrypts it anew |
   | `:untrusted_identity` | held back until the user has accepted the new identity |
   | `:duplicate` | another page of the user was faster |
+  | `:locked` | the keys of the user are locked: it stays in the mailbox, and is opened when they are unlocked |
   | `:storage`, `:stale`, `:panic` | nothing was changed: it stays in the mailbox and is tried again |
   """
 
@@ -251,7 +252,7 @@ defmodule FamilyChat.Chat do
 
   ## Opening
 
-  @doc "Opens all that waits for a user. `:later` when the machinery failed for some of it, else `:ok`."
+  @doc "Opens all that waits for a user. `:later` when some of it waits on, as the machinery failed or the keys are locked, else `:ok`."
   def open_waiting(user), do: open_all(user, Mailbox.waiting(user.id))
 
   # Nobody has told the other pages of the user.
@@ -266,7 +267,7 @@ defmodule FamilyChat.Chat do
   Opens one envelope of the mailbox.
 
   `{:message, conversation_id, item}`, `{:unopened, conversation_id, item}` with a placeholder, `{:again, conversation_id, nil}` when another
-  page of the same user has opened it, `{:later, conversation_id, nil}` when the machinery failed and it waits on, or `:nothing`:
+  page of the same user has opened it, `{:later, conversation_id, nil}` when the machinery failed, or the keys were locked, and it waits on, or `:nothing`:
   it was a report.
   """
   def open(user, envelope_id) do
@@ -356,9 +357,13 @@ defmodule FamilyChat.Chat do
     }
   end
 
+  # Nobody is there to open it: see FamilyChat.Locks.
+  defp unopened(_user, row, _envelope, %{reason: :locked}),
+    do: {:later, row.conversation_id, nil}
+
   # The machinery failed, and the envelope is where it was.
   defp unopened(_user, row, _envelope, %{reason: reason} = error)
-       when reason in [:storage, :stale, :panic, :locked] do
+       when reason in [:storage, :stale, :panic] do
     Logger.error("a message was not opened: #{Exception.message(error)}")
     {:later, row.conversation_id, nil}
   end
@@ -413,8 +418,8 @@ defmodule FamilyChat.Chat do
       Mailbox.deliver(put)
       flush(user)
     else
-      # The machinery failed: the report stays, and is answered when the user comes again.
-      {:error, %{reason: reason}} when reason in [:stale, :storage, :panic] -> :ok
+      # The machinery failed, or the keys are locked: the report stays, and is answered when the user comes again.
+      {:error, %{reason: reason}} when reason in [:stale, :storage, :panic, :locked] -> :ok
       _ -> Mailbox.delete(row.id)
     end
 

@@ -4,7 +4,15 @@ defmodule FamilyChat.CrashReports do
 
   A report has the last message of the process, which for a page is what somebody has just typed, and its state. Exceptions
   and stack traces may have it in them, too. What stays is which exception it was, and where.
+
+  A request that crashes is the same with a password or the words of a recovery kit. Each web server writes its report in another way, so there
+  the exception is changed before the server sees it: `reraise/4`.
   """
+
+  defmodule Hidden do
+    @moduledoc "An exception of which only the kind is told."
+    defexception [:message]
+  end
 
   # They never have a value in them.
   @harmless [Kith.Error, Kith.SQLite.Error]
@@ -26,6 +34,25 @@ defmodule FamilyChat.CrashReports do
   end
 
   def filter(_event, _options), do: :ignore
+
+  @doc "Raises again what a request raised, without what was in it."
+  def reraise(_conn, :error, %Plug.Conn.WrapperError{} = error, _trace),
+    do: reraise(error.conn, :error, error.reason, error.stack)
+
+  def reraise(conn, kind, reason, trace) do
+    trace = Enum.map(trace, &without_arguments/1)
+    error = %Plug.Conn.WrapperError{conn: conn, kind: :error, stack: trace}
+    Kernel.reraise(%{error | reason: hidden(kind, reason, trace)}, trace)
+  end
+
+  defp hidden(:error, reason, trace) do
+    exception = Exception.normalize(:error, reason, trace)
+    # One that is the browser's fault has its own answer, and is not reported.
+    harmless? = exception.__struct__ in @harmless or Plug.Exception.status(exception) < 500
+    if harmless?, do: exception, else: %Hidden{message: inspect(exception.__struct__)}
+  end
+
+  defp hidden(kind, _reason, _trace), do: %Hidden{message: "#{kind}"}
 
   defp reason({%module{} = exception, trace}) when is_list(trace) do
     what = if module in @harmless, do: exception, else: module

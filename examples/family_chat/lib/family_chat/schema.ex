@@ -1,6 +1,7 @@
 defmodule FamilyChat.Schema do
   @moduledoc """
-  The tables of the application. Nothing in them is secret but the hashes of passwords: messages are envelopes, and who
+  The tables of the application. Nothing in them is secret but hashes of passwords, of accounts that were made before keys were
+  locked: messages are envelopes, and who
   writes to whom and when is what a server has to know.
 
   Kith brings `message_encryption` and its own tables. Times are milliseconds since 1970.
@@ -27,6 +28,15 @@ defmodule FamilyChat.Schema do
         token_hash #{bytes} PRIMARY KEY,
         user_id TEXT NOT NULL,
         inserted_at BIGINT NOT NULL
+      )
+      """,
+      # That somebody has saved a file, and has tried it with its words. The words are nowhere here.
+      """
+      CREATE TABLE IF NOT EXISTS recovery_kits (
+        user_id TEXT PRIMARY KEY,
+        since BIGINT NOT NULL,
+        saved_at BIGINT NOT NULL,
+        tried_at BIGINT
       )
       """,
       "CREATE TABLE IF NOT EXISTS login_failures (name TEXT NOT NULL, at BIGINT NOT NULL)",

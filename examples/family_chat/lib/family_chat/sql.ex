@@ -59,10 +59,11 @@ defmodule FamilyChat.SQL do
   @doc """
   What Kith answered inside a transaction, if it can go on.
 
-  After these errors it cannot: the database has undone part of it, or all of it has to be done again.
+  After these errors it cannot: the database has undone part of it, all of it has to be done again, or the keys of the user were
+  locked, and it is done after the next login.
   """
   def settled!({:error, %Kith.Error{reason: reason} = error})
-      when reason in [:stale, :storage, :panic],
+      when reason in [:stale, :storage, :panic, :locked],
       do: rollback(error)
 
   def settled!(result), do: result

@@ -1,6 +1,7 @@
 defmodule FamilyChat.Sweeper do
   @moduledoc """
-  Deletes, every minute, what is left in the tables of messages that have disappeared.
+  Deletes, every minute, what is left in the tables of messages that have disappeared, and locks the keys of those who have not
+  been here for a while.
 
   The copies in people's archives are deleted by Kith, in its maintenance, as often.
   """
@@ -21,6 +22,7 @@ defmodule FamilyChat.Sweeper do
     try do
       FamilyChat.Chat.sweep()
       FamilyChat.Accounts.sweep()
+      FamilyChat.Locks.sweep()
     rescue
       # The database is away: next time.
       error -> Logger.warning("nothing was swept: #{inspect(error.__struct__)}")

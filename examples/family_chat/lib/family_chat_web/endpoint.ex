@@ -35,14 +35,28 @@ defmodule FamilyChatWeb.Endpoint do
   plug(Plug.RequestId)
   plug(Plug.Telemetry, event_prefix: [:phoenix, :endpoint])
 
-  plug(Plug.Parsers,
-    parsers: [:urlencoded],
-    pass: ["*/*"],
-    length: 100_000,
-    json_decoder: Phoenix.json_library()
-  )
+  plug(:parse)
 
   plug(Plug.Head)
   plug(Plug.Session, @session_options)
-  plug(FamilyChatWeb.Router)
+  plug(:route)
+
+  defp route(conn, _options) do
+    FamilyChatWeb.Router.call(conn, FamilyChatWeb.Router.init([]))
+  catch
+    kind, reason -> FamilyChat.CrashReports.reraise(conn, kind, reason, __STACKTRACE__)
+  end
+
+  # A recovery file has somebody's whole history in it. Everything else is short.
+  defp parse(%{path_info: [path | _]} = conn, _options) when path in ["recovery", "recover"],
+    do: parse_with(conn, [:urlencoded, {:multipart, length: 64_000_000}])
+
+  defp parse(conn, _options), do: parse_with(conn, [:urlencoded])
+
+  defp parse_with(conn, parsers) do
+    Plug.Parsers.call(
+      conn,
+      Plug.Parsers.init(parsers: parsers, pass: ["*/*"], length: 100_000)
+    )
+  end
 end

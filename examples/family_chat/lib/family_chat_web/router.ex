@@ -22,6 +22,11 @@ defmodule FamilyChatWeb.Router do
     plug(:fetch_user)
   end
 
+  # A page with words or a password on it is not kept by the browser.
+  pipeline :secret do
+    plug(:put_no_store)
+  end
+
   # What the dashboard brings with it has styles and scripts in its pages.
   pipeline :dashboard do
     plug(:put_root_layout, false)
@@ -39,9 +44,37 @@ defmodule FamilyChatWeb.Router do
   end
 
   scope "/", FamilyChatWeb do
-    pipe_through([:browser, :require_user])
+    pipe_through([:browser, :redirect_if_user, :secret])
 
+    get("/recover", RecoveryController, :restore)
+    post("/recover", RecoveryController, :restored)
+  end
+
+  # Somebody whose keys are locked.
+  scope "/", FamilyChatWeb do
+    pipe_through([:browser, :require_session])
+
+    get("/unlock", SessionController, :locked)
+    post("/unlock", SessionController, :unlock)
     post("/logout", SessionController, :delete)
+    post("/logout/everywhere", SessionController, :delete_all)
+  end
+
+  scope "/", FamilyChatWeb do
+    pipe_through([:browser, :require_user, :secret])
+
+    get("/account", AccountController, :show)
+    post("/account/password", AccountController, :password)
+    post("/account/keys", AccountController, :keys)
+    get("/recovery", RecoveryController, :show)
+    post("/recovery", RecoveryController, :words)
+    post("/recovery/file", RecoveryController, :file)
+    get("/recovery/try", RecoveryController, :try)
+    post("/recovery/try", RecoveryController, :tried)
+  end
+
+  scope "/", FamilyChatWeb do
+    pipe_through([:browser, :require_user])
 
     live_session :people, on_mount: {FamilyChatWeb.UserAuth, :require_user} do
       live("/", ChatLive, :index)
@@ -72,6 +105,8 @@ defmodule FamilyChatWeb.Router do
     get("/health", OperationsController, :health)
     get("/metrics", OperationsController, :metrics)
   end
+
+  defp put_no_store(conn, _options), do: put_resp_header(conn, "cache-control", "no-store")
 
   defp delete_policy(conn, _options), do: delete_resp_header(conn, "content-security-policy")
 

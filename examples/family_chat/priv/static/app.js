@@ -91,6 +91,9 @@ hooks.Composer = {
     this.problem = this.el.querySelector(".problem")
     this.key = `outbox:${this.el.dataset.user}:${this.el.dataset.conversation}`
     this.outbox = JSON.parse(sessionStorage.getItem(this.key) || "[]")
+    // What is being typed is there again after the page was loaded anew.
+    this.draft = `draft:${this.el.dataset.user}:${this.el.dataset.conversation}`
+    this.text.value = sessionStorage.getItem(this.draft) || ""
     this.sending = false
     this.typed = 0
 
@@ -103,6 +106,7 @@ hooks.Composer = {
     })
     this.text.addEventListener("input", () => {
       this.grow()
+      this.keepDraft()
       if (Date.now() - this.typed > 2000 && this.text.value.trim() !== "") {
         this.typed = Date.now()
         this.push("typing", {})
@@ -112,6 +116,7 @@ hooks.Composer = {
     this.again = setInterval(() => this.send(), 5000)
     for (const control of [this.text, this.el.querySelector("button")]) control.disabled = false
     if (!matchMedia("(pointer: coarse)").matches) this.text.focus()
+    this.grow()
     this.draw()
     this.send()
   },
@@ -133,6 +138,7 @@ hooks.Composer = {
     if (text === "") return
     this.outbox.push({id: uuid(), text})
     this.text.value = ""
+    this.keepDraft()
     this.typed = 0
     this.problem.hidden = true
     this.grow()
@@ -160,9 +166,14 @@ hooks.Composer = {
   refused(message) {
     this.outbox = this.outbox.filter(({id}) => id !== message.id)
     this.text.value = message.text
+    this.keepDraft()
     this.problem.textContent = "This could not be sent. It may be too long."
     this.problem.hidden = false
     this.grow()
+  },
+  keepDraft() {
+    if (this.text.value === "") sessionStorage.removeItem(this.draft)
+    else sessionStorage.setItem(this.draft, this.text.value)
   },
   keep() {
     if (this.outbox.length === 0) sessionStorage.removeItem(this.key)
@@ -303,7 +314,7 @@ hooks.Theme = {
 
 localTimes(document)
 // What was not sent is the business of whoever wrote it.
-document.addEventListener("submit", event => { if (event.target.id === "logout") sessionStorage.clear() })
+document.addEventListener("submit", event => { if (event.target.id.startsWith("logout")) sessionStorage.clear() })
 
 const csrfToken = document.querySelector("meta[name=csrf-token]").content
 const liveSocket = new LiveSocket("/live", Socket, {params: {_csrf_token: csrfToken}, hooks})

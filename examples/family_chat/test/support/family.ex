@@ -14,6 +14,14 @@ defmodule FamilyChat.Family do
 
   def people!(names), do: Enum.map(names, &person!/1)
 
+  @doc "Whether the key that opens what a user has is sealed under their password in the database."
+  def locked_at_rest?(user) do
+    [[data_key]] =
+      FamilyChat.SQL.rows("SELECT data_key FROM signal_accounts WHERE user_id = $1", [user.id])
+
+    match?(<<1, 0x11, _::binary>>, data_key)
+  end
+
   @doc "A conversation of the first with all others."
   def family!([first | others]) do
     for other <- others, do: {:ok, _} = Conversations.add_contact(first, other.name)

@@ -9,6 +9,7 @@ defmodule FamilyChatWeb.ChatComponents do
   attr(:conversations, :list, required: true)
   attr(:conversation, :map, default: nil)
   attr(:online, :map, required: true)
+  attr(:kit, :map, default: nil)
 
   def sidebar(assigns) do
     ~H"""
@@ -34,6 +35,9 @@ defmodule FamilyChatWeb.ChatComponents do
         </li>
       </ul>
       <footer>
+        <.link :if={@kit == nil or @kit.tried_at == nil} href={~p"/recovery"} class="offer" id="offer">
+          <.icon name="warning" /> If you forget your password: <%= if @kit, do: "try your recovery kit", else: "save a recovery kit" %>
+        </.link>
         <span class="me"><%= @user.display_name %></span>
         <.link patch={~p"/protection"} class="lock"><.icon name="lock" /> What is protected</.link>
       </footer>
@@ -198,6 +202,17 @@ defmodule FamilyChatWeb.ChatComponents do
     """
   end
 
+  attr(:at, :integer, required: true)
+
+  def date(assigns) do
+    assigns =
+      assign(assigns, :iso, DateTime.to_iso8601(DateTime.from_unix!(assigns.at, :millisecond)))
+
+    ~H"""
+    <time datetime={@iso}><%= String.slice(@iso, 0, 10) %></time>
+    """
+  end
+
   @doc "A number of seconds in words."
   def duration(seconds) when seconds < 60, do: "#{seconds} seconds"
   def duration(60), do: "a minute"
@@ -299,6 +314,7 @@ defmodule FamilyChatWeb.ChatComponents do
   end
 
   attr(:user, :map, required: true)
+  attr(:kit, :map, default: nil)
   attr(:problem, :string, default: nil)
 
   def settings(assigns) do
@@ -318,14 +334,14 @@ defmodule FamilyChatWeb.ChatComponents do
       <button>Log out</button>
     </form>
 
-    <h3>New keys</h3>
-    <p>
-      If you think that somebody has a copy of your keys: get new ones. Your history on this server is deleted with the old ones,
-      and everyone you write with is warned and has to accept the new ones.
-    </p>
-    <button class="danger" phx-click="renew_keys" data-confirm="Delete your keys and your history here, and get new keys?">
-      Set up my keys anew
-    </button>
+    <h3>If you forget your password</h3>
+    <p :if={@kit == nil}>You have no recovery kit. Without one your messages are lost with the password.</p>
+    <p :if={@kit && @kit.tried_at}>Your recovery kit is of <.date at={@kit.tried_at} />.</p>
+    <p :if={@kit && @kit.tried_at == nil}>You have saved a recovery kit, and not tried it.</p>
+    <p><.link href={~p"/recovery"} class="button">Recovery kit</.link></p>
+
+    <h3>Your account</h3>
+    <p><.link href={~p"/account"} class="button">Password and keys</.link></p>
     <p :if={@user.admin}><.link href={~p"/dashboard"}>The dashboard of this server</.link></p>
     """
   end
@@ -444,13 +460,15 @@ defmodule FamilyChatWeb.ChatComponents do
       <li>Whoever steals the database, a backup of it, or listens to the network reads no messages.</li>
       <li>Each message has a key of its own. A key that is stolen today opens neither what was said before nor, once both sides have written, what is said later.</li>
       <li>What is recorded today cannot be read with a quantum computer later.</li>
+      <li>Your keys are locked under your password while you are not here: not even this server opens your messages then. They are unlocked by your login, and locked when you log out of the last browser, or have had no page open for a while.</li>
       <li>Messages that disappear are deleted here, for everyone.</li>
     </ul>
     <h3>Not protected</h3>
     <ul>
-      <li><strong>Whoever runs this server, or breaks into it while it runs, can read messages.</strong> The keys of everyone here are used on it. Know who runs it.</li>
+      <li><strong>Whoever runs this server, or breaks into it while it runs, can read messages.</strong> While you are here, your keys are used on it; while you are not, they can wait for you, or guess at a weak password. Know who runs it.</li>
       <li>Who writes to whom, when, and how much is visible to the server.</li>
-      <li>Your history is kept here so that you can scroll back. It opens with the database and the server's key together.</li>
+      <li>Your history is kept here so that you can scroll back. It opens with the database, the server's key and your password together.</li>
+      <li>A password that is forgotten. Only your own recovery kit helps then, and nobody who runs the server.</li>
       <li>Whoever has your unlocked phone, or a photograph of it.</li>
     </ul>
     <p>Compare safety numbers with the people you write to: it shows that nobody has put keys of their own between you.</p>

@@ -1,13 +1,16 @@
 defmodule FamilyChatWeb.ChatLive do
   @moduledoc """
   The chat. Every page a user has open is one process, in which the messages for them are opened.
+
+  When the keys of the user are locked, the page is loaded anew: the browser's token unlocks them, or it is asked for the password. What
+  is typed, or not sent yet, is kept by the browser.
   """
 
   use FamilyChatWeb, :live_view
 
   import FamilyChatWeb.ChatComponents
 
-  alias FamilyChat.{Accounts, Chat, Conversations, Mailbox}
+  alias FamilyChat.{Chat, Conversations, Locks, Mailbox, RecoveryKit}
   alias FamilyChatWeb.Presence
 
   @pubsub FamilyChat.PubSub
@@ -46,6 +49,8 @@ defmodule FamilyChatWeb.ChatLive do
         online: online,
         visible: true,
         problem: nil,
+        path: ~p"/",
+        kit: RecoveryKit.state(user),
         contacts: [],
         safety: nil,
         scan: nil,
@@ -58,14 +63,14 @@ defmodule FamilyChatWeb.ChatLive do
   end
 
   @impl true
-  def handle_params(params, _uri, socket) do
-    socket = assign(socket, problem: nil, scan: nil)
+  def handle_params(params, uri, socket) do
+    socket = assign(socket, problem: nil, scan: nil, path: URI.parse(uri).path || ~p"/")
 
     case params do
       %{"id" => id} ->
         case enter(socket, id) do
           {:ok, socket} -> {:noreply, prepare(socket, socket.assigns.live_action, params)}
-          :error -> {:noreply, push_patch(socket, to: ~p"/")}
+          :error -> {:noreply, if_unlocked(socket, &push_patch(&1, to: ~p"/"))}
         end
 
       _ when socket.assigns.live_action == :index ->
@@ -226,6 +231,11 @@ defmodule FamilyChatWeb.ChatLive do
       {:error, reason} when reason in [:length, :id, :not_found] ->
         {:reply, %{ok: false, again: false}, socket}
 
+      # When the page is here again.
+      {:error, %{reason: :locked}} ->
+        send(self(), :locked)
+        {:reply, %{ok: false, again: true}, socket}
+
       {:error, _} ->
         {:reply, %{ok: false, again: true}, socket}
     end
@@ -320,13 +330,6 @@ defmodule FamilyChatWeb.ChatLive do
     {:noreply, socket |> assign(scan: scan) |> show_again(other)}
   end
 
-  def handle_event("renew_keys", _params, socket) do
-    case Accounts.renew_keys(socket.assigns.user) do
-      :ok -> {:noreply, push_navigate(socket, to: ~p"/settings")}
-      {:error, _} -> {:noreply, assign(socket, problem: "That did not work. Try again, please.")}
-    end
-  end
-
   # From a page that was open while the conversation was left, or from nobody who uses the page.
   def handle_event(_event, _params, socket), do: {:noreply, socket}
 
@@ -343,9 +346,10 @@ defmodule FamilyChatWeb.ChatLive do
 
   @impl true
   def handle_info(:catch_up, socket) do
-    if Chat.open_waiting(socket.assigns.user) == :later, do: catch_up_later()
+    opened = Chat.open_waiting(socket.assigns.user)
     Chat.flush(socket.assigns.user)
-    {:noreply, socket |> refresh_timeline() |> read()}
+    socket = socket |> refresh_timeline() |> read()
+    {:noreply, if(opened == :later, do: catch_up_later(socket), else: socket)}
   end
 
   def handle_info({:envelope, id}, socket) do
@@ -354,13 +358,15 @@ defmodule FamilyChatWeb.ChatLive do
         {:noreply, socket}
 
       {:later, _conversation_id, nil} ->
-        catch_up_later()
-        {:noreply, socket}
+        {:noreply, catch_up_later(socket)}
 
       {what, conversation_id, item} ->
         {:noreply, arrived(socket, what, conversation_id, item)}
     end
   end
+
+  # By a logout elsewhere, or for want of open pages a moment ago.
+  def handle_info(:locked, socket), do: {:noreply, if_unlocked(socket, & &1)}
 
   # From another page of this user.
   def handle_info({:changed, id}, socket) do
@@ -414,7 +420,19 @@ defmodule FamilyChatWeb.ChatLive do
 
   def handle_info(_other, socket), do: {:noreply, socket}
 
-  defp catch_up_later, do: Process.send_after(self(), :catch_up, @later)
+  defp catch_up_later(socket) do
+    if_unlocked(socket, fn socket ->
+      Process.send_after(self(), :catch_up, @later)
+      socket
+    end)
+  end
+
+  # The request for the page has the cookie, and with it the token: see FamilyChatWeb.UserAuth.
+  defp if_unlocked(socket, fun) do
+    if Locks.open?(socket.assigns.user.id),
+      do: fun.(socket),
+      else: redirect(socket, to: socket.assigns.path)
+  end
 
   defp arrived(socket, what, id, item) do
     socket =
@@ -438,7 +456,7 @@ defmodule FamilyChatWeb.ChatLive do
   def render(assigns) do
     ~H"""
     <div class={["chat", @conversation && "in-conversation"]} id="chat" phx-hook="Page" data-user={@user.id}>
-      <.sidebar user={@user} conversations={@conversations} conversation={@conversation} online={@online} />
+      <.sidebar user={@user} conversations={@conversations} conversation={@conversation} online={@online} kit={@kit} />
 
       <main class="main" id="main">
         <%= if @conversation do %>
@@ -470,7 +488,7 @@ defmodule FamilyChatWeb.ChatLive do
         <.new_conversation contacts={@contacts} problem={@problem} />
       </.dialog>
       <.dialog :if={@live_action == :settings} id="settings" title="Settings" back={back(@conversation)}>
-        <.settings user={@user} problem={@problem} />
+        <.settings user={@user} problem={@problem} kit={@kit} />
       </.dialog>
       <.dialog :if={@live_action == :protection} id="protection" title="What is protected" back={back(@conversation)}>
         <.protection />

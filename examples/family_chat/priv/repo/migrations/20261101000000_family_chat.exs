@@ -8,7 +8,7 @@ defmodule FamilyChat.Repo.Migrations.FamilyChat do
 
   def down do
     for table <-
-          ~w(notices undelivered envelopes messages members conversations contacts login_failures user_tokens users),
+          ~w(recovery_kits notices undelivered envelopes messages members conversations contacts login_failures user_tokens users),
         do: execute("DROP TABLE #{table}")
 
     Kith.Migration.down(version: 1)
