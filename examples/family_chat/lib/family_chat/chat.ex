@@ -15,7 +15,7 @@ defmodule FamilyChat.Chat do
   | `:untrusted_identity` | held back until the user has accepted the new identity |
   | `:duplicate` | another page of the user was faster |
   | `:locked` | the keys of the user are locked: it stays in the mailbox, and is opened when they are unlocked |
-  | `:storage`, `:stale`, `:panic` | nothing was changed: it stays in the mailbox and is tried again |
+  | `:storage`, `:stale`, `:panic`, and `:unavailable` with a key service | nothing was changed: it stays in the mailbox and is tried again |
   """
 
   require Logger
@@ -363,7 +363,7 @@ defmodule FamilyChat.Chat do
 
   # The machinery failed, and the envelope is where it was.
   defp unopened(_user, row, _envelope, %{reason: reason} = error)
-       when reason in [:storage, :stale, :panic] do
+       when reason in [:storage, :stale, :panic, :unavailable] do
     Logger.error("a message was not opened: #{Exception.message(error)}")
     {:later, row.conversation_id, nil}
   end
@@ -419,8 +419,12 @@ defmodule FamilyChat.Chat do
       flush(user)
     else
       # The machinery failed, or the keys are locked: the report stays, and is answered when the user comes again.
-      {:error, %{reason: reason}} when reason in [:stale, :storage, :panic, :locked] -> :ok
-      _ -> Mailbox.delete(row.id)
+      {:error, %{reason: reason}}
+      when reason in [:stale, :storage, :panic, :locked, :unavailable] ->
+        :ok
+
+      _ ->
+        Mailbox.delete(row.id)
     end
 
     :nothing

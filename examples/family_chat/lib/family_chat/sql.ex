@@ -63,7 +63,7 @@ defmodule FamilyChat.SQL do
   locked, and it is done after the next login.
   """
   def settled!({:error, %Kith.Error{reason: reason} = error})
-      when reason in [:stale, :storage, :panic, :locked],
+      when reason in [:stale, :storage, :panic, :locked, :unavailable],
       do: rollback(error)
 
   def settled!(result), do: result
