@@ -78,10 +78,11 @@ defmodule Kith.Crash.Pool do
   def handle_call({:put_back, message}, {pid, _}, state),
     do: {:reply, :ok, state |> release({pid, message.id}) |> add([{3, message}])}
 
-  def handle_call(:answered, _from, %{answered: []} = state), do: {:reply, nil, state}
-
-  def handle_call(:answered, _from, state),
-    do: {:reply, Enum.random(state.answered), state}
+  # One whose chain is gone would not be told from a forgery.
+  def handle_call(:answered, _from, state) do
+    kept = Enum.filter(state.answered, &(depth(state, &1) in 0..(@depth - 1)))
+    {:reply, if(kept != [], do: Enum.random(kept)), state}
+  end
 
   def handle_call(:size, _from, state),
     do: {:reply, :gb_trees.size(state.due) + map_size(state.taken), state}
@@ -119,15 +120,19 @@ defmodule Kith.Crash.Pool do
   end
 
   defp oldest_of_pair(state, message) do
-    known = Map.get(state.chains, message.pair, [])
-
     state.of_pair[message.pair]
-    |> Enum.map(&{Enum.find_index(known, fn key -> key == &1.key end) || 0, &1})
+    |> Enum.map(&{depth(state, &1) || 0, &1})
     |> Enum.max_by(&elem(&1, 0))
     |> case do
       {depth, late} when depth >= @depth -> late
       _ -> message
     end
+  end
+
+  # How many chains of its pair were begun since: nil for one that was not seen, or so long ago that it is forgotten.
+  defp depth(state, message) do
+    known = Map.get(state.chains, message.pair, [])
+    Enum.find_index(known, &(&1 == message.key))
   end
 
   defp remove(state, message) do
