@@ -814,15 +814,16 @@ defmodule Kith do
   key-encryption key. All that belongs to the user is sealed anew: keys, sessions, and their part of the archive. Afterwards it
   is unlocked, as by `unlock/4`.
 
-  While it is locked, calls on behalf of the user are `:locked`: `encrypt/5`, `decrypt/4`, `history/4` and the rest. Nothing is
-  lost: keep an envelope that comes, and open it after the next `unlock/4`. Others write to the user as before.
+  While it is locked, calls that need its keys are `:locked`: `encrypt/5`, `decrypt/4`, `history/4` and the rest. Not those that only
+  delete, `delete/3` and `unregister/2`: ask who calls them. Nothing is lost: keep an envelope that comes, and open it after the next `unlock/4`. Others write to the user as before.
   While it is unlocked, the server can read what the user can. A password that is forgotten is lost, with all that it locks.
 
     * `:for` - seconds it stays unlocked. Default: `:unlocked_for` of the instance.
     * `:memory`, `:passes`, `:parallelism` - what a try costs, as in `Kith.Password`.
 
-  Returns how many rows were sealed anew, how many did not open and were left as they are (`:refused`), and until when it is
-  unlocked. Errors: `:locked` for an account that has a password, `:not_registered`, `:malformed` and `:too_large` for a password that
+  Returns how many rows were `:resealed`, how many did not open and were left as they are (`:refused`), `:unlocked_until`, and `:archive`:
+  `:done`, or `:pending` when the account is locked but something kept its archive from following. Then `unlock/4` goes on with it, and until it has,
+  those messages open with the keys of the server. Errors: `:locked` for an account that has a password, `:not_registered`, `:malformed` and `:too_large` for a password that
   is empty or has more than 1,024 bytes, `:busy`, `:stale` when somebody changed the account meanwhile, and those of the machinery.
   """
   @spec lock_with_password(name, Address.user(), binary, keyword) :: result(map)
@@ -835,8 +836,8 @@ defmodule Kith do
   Unlocks the account of a user on this node, until the time is over or `lock/3` is called. Returns until when, in milliseconds since
   1970.
 
-  Unlocking it again lengthens the time. A password that was hashed with other costs than `Kith.Password` is configured with now is
-  hashed anew. Takes `:for`. One-time prekeys that could not be made meanwhile are made.
+  Unlocking it again lengthens the time. A password that was hashed with less memory or fewer passes than `Kith.Password` is configured with
+  now, and not with more of the other, is hashed anew. Takes `:for`. One-time prekeys that could not be made meanwhile are made.
 
   Errors: `:wrong_password`, which takes as long as the right one; `:busy` when too many are tried at once;
   `:key_not_found` for an account that has no password, which is no success: a login that asks this alone must not take it for one;
@@ -954,10 +955,11 @@ defmodule Kith do
 
     * `:dry_run` - `true` writes nothing and counts what would be written.
     * `:older_than` - seconds: also gives data keys that are older than that a successor, as `rotate_data_key/2` and
-      `rotate_thread_key/2` do. Accounts that are locked keep theirs: only their user can.
+      `rotate_thread_key/2` do. Accounts that are locked keep theirs: only their user can. A dry run counts them all the same.
     * `:progress` - a function that is given the counts after each transaction.
 
-  Threads whose messages have not all followed to another data key are finished. Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`;
+  Accounts that are unlocked are locked by it, as their key is stored anew: tokens unlock them again, until the key-encryption key under which a token was made is
+  destroyed. Threads whose messages have not all followed to another data key are finished. Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`;
   `:rotated` are accounts and threads. Errors: `:unavailable` when a key service went
   away, after which it is called again; those of the machinery.
   """
@@ -973,7 +975,7 @@ defmodule Kith do
   Data keys and the keys of the service, what accounts have, and the archive; traffic goes on, but for the account that is being read. `:progress` is a function that
   is given the counts now and then. Returns
 
-    * `:opened` - keys and rows that opened. What a locked account keeps in the archive opens as far as its thread's key goes;
+    * `:opened` - keys and rows that opened. What an account with a password keeps in the archive is opened as far as its thread's key goes;
     * `:damaged` - those that did not, and data keys under a key-encryption key that is not there. What lies below such a key is not counted;
     * `:locked` - accounts that were locked: their keys opened as far as the server's keys go, their rows were passed over;
     * `:outdated` - data keys that are not under the current key-encryption key.

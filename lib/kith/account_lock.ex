@@ -24,9 +24,9 @@ defmodule Kith.AccountLock do
            {:ok, {locked, unlocked}} <-
              in_turn(instance, :account_lock, [user, password, costs]),
            {:ok, counts} <- change(instance, user, {user, before}, {user, unlocked}, locked),
-           expires_at = keep(instance, {user, locked}, unlocked, options),
-           {:ok, more} <- KeyChange.own_archive(instance, user) do
-        {:ok, expires_at, Map.merge(counts, more, fn _, a, b -> a + b end)}
+           expires_at = keep(instance, {user, locked}, unlocked, options) do
+        key = {Keys.key_id(locked), unlocked}
+        {:ok, expires_at, followed(counts, KeyChange.own_archive(instance, user, key))}
       end
     end)
   end
@@ -39,7 +39,8 @@ defmodule Kith.AccountLock do
            :ok <- replace(instance, user, locked, data_key) do
         Native.account_close(unlocked)
         Unlocked.close(instance, user)
-        with {:ok, counts} <- KeyChange.own_archive(instance, user), do: {:ok, nil, counts}
+        none = %{resealed: 0, refused: 0}
+        {:ok, nil, followed(none, KeyChange.own_archive(instance, user))}
       end
     end)
   end
@@ -64,7 +65,7 @@ defmodule Kith.AccountLock do
       with {:ok, unlocked, locked} <- opened(instance, user, password),
            {:ok, locked} <- as_configured(instance, user, password, unlocked, locked) do
         expires_at = keep(instance, {user, locked}, unlocked, options)
-        # Where a node was killed after it had locked the account. No token is older than that.
+        # What did not follow when the account was locked, see `followed/2`.
         KeyChange.own_archive(instance, user)
         after_unlocking(instance, user)
         {:ok, expires_at}
@@ -72,17 +73,18 @@ defmodule Kith.AccountLock do
     end)
   end
 
-  # A lock with other costs than are configured now is made anew, while the password is there.
+  # A lock that costs less than is configured now is made anew, while the password is there.
   defp as_configured(instance, user, password, unlocked, locked) do
     costs = Password.costs!([])
 
-    with {:ok, found} when found != costs <- sealed(instance, :account_costs, [user, locked]),
+    with {:ok, found} <- sealed(instance, :account_costs, [user, locked]),
+         true <- cheaper?(found, costs),
          {:ok, relocked} <-
            in_turn(instance, :account_relock, [user, unlocked, password, costs]),
-         :ok <- replace(instance, user, locked, relocked) do
+         :ok <- replace(instance, user, locked, relocked, keep_tokens: true) do
       {:ok, relocked}
     else
-      {:ok, ^costs} ->
+      false ->
         {:ok, locked}
 
       # It is open all the same. Next time.
@@ -92,6 +94,12 @@ defmodule Kith.AccountLock do
       {:error, error} ->
         {:error, error}
     end
+  end
+
+  # Not one that costs more in another way, or two nodes with different ones would make it anew in turns.
+  defp cheaper?({memory, passes, _}, {wanted_memory, wanted_passes, _}) do
+    memory <= wanted_memory and passes <= wanted_passes and
+      {memory, passes} != {wanted_memory, wanted_passes}
   end
 
   @doc "Forgets the key, on every node: the locked one is written anew. Tokens do not unlock any more, unless they are kept."
@@ -144,9 +152,16 @@ defmodule Kith.AccountLock do
          {:ok, {token, token_id}} <-
            sealed(instance, :account_token, [user, unlocked, expires_at]) do
       Instance.transaction(instance, fn repo ->
-        Keys.delete_expired_tokens(repo, Instance.now(instance))
-        Keys.insert_token(repo, user, token_id, expires_at)
-        {{:ok, Base.url_encode64(token, padding: false)}, []}
+        Accounts.lock(repo, user)
+
+        # Or it would outlive a lock, or another password, that came in between.
+        if Accounts.data_key(repo, user) == data_key do
+          Keys.delete_expired_tokens(repo, Instance.now(instance))
+          Keys.insert_token(repo, user, token_id, expires_at)
+          {{:ok, Base.url_encode64(token, padding: false)}, []}
+        else
+          {{:error, Error.new(:locked)}, []}
+        end
       end)
     else
       {^user, _data_key} -> {:error, Error.new(:locked)}
@@ -163,6 +178,7 @@ defmodule Kith.AccountLock do
            {:ok, {unlocked, token_id, expires_at}} <- open_token(instance, user, bytes),
            :ok <- good?(instance, user, {data_key, bytes}, token_id) do
         until = keep(instance, {user, data_key}, unlocked, options, expires_at)
+        KeyChange.own_archive(instance, user)
         after_unlocking(instance, user)
         {:ok, until}
       end
@@ -243,10 +259,18 @@ defmodule Kith.AccountLock do
       result = fun.()
       none = %{resealed: 0, refused: 0}
       counts = with {:ok, _, counts} <- result, do: counts, else: (_ -> none)
+      # Nothing of before stays beside it, as far as the database is ours.
+      if match?({:ok, _, _}, result), do: Instance.empty_log(instance)
       result = with {:ok, expires_at, counts} <- result, do: {:ok, answer(expires_at, counts)}
-      {result, counts, Telemetry.outcome(result)}
+      {result, Map.take(counts, [:resealed, :refused]), Telemetry.outcome(result)}
     end)
   end
+
+  # The account has been changed, whatever came of its archive: an error would say it has not. The next unlocking goes on.
+  defp followed(counts, {:ok, more}),
+    do: counts |> Map.merge(more, fn _, a, b -> a + b end) |> Map.put(:archive, :done)
+
+  defp followed(counts, {:error, _}), do: Map.put(counts, :archive, :pending)
 
   defp answer(expires_at, counts), do: Map.put(counts, :unlocked_until, expires_at)
 
@@ -261,21 +285,25 @@ defmodule Kith.AccountLock do
 
   # All that is sealed under the key of an account, and the key itself, in one transaction.
   defp change(instance, user, {user, stored} = before, changed, new_stored) do
-    Instance.transaction(instance, fn repo ->
-      Keys.lock(repo, user)
+    Instance.transaction(
+      instance,
+      fn repo ->
+        Keys.lock(repo, user)
 
-      case Accounts.data_key(repo, user) do
-        ^stored ->
-          {put(instance, repo, user, before, changed, new_stored), []}
+        case Accounts.data_key(repo, user) do
+          ^stored ->
+            {put(instance, repo, user, before, changed, new_stored), []}
 
-        nil ->
-          {{:error, Error.new(:not_registered)}, []}
+          nil ->
+            {{:error, Error.new(:not_registered)}, []}
 
-        # Somebody else changed it meanwhile.
-        _another ->
-          {{:error, Error.new(:stale)}, []}
-      end
-    end)
+          # Somebody else changed it meanwhile.
+          _another ->
+            {{:error, Error.new(:stale)}, []}
+        end
+      end,
+      timeout: :infinity
+    )
   end
 
   defp put(instance, repo, user, {_, stored} = before, changed, new_stored) do
@@ -287,11 +315,13 @@ defmodule Kith.AccountLock do
   end
 
   # The same key, stored in another way.
-  defp replace(instance, user, before, data_key) do
+  defp replace(instance, user, before, data_key, options \\ []) do
+    keep? = Keyword.get(options, :keep_tokens, false)
+
     result =
       Instance.transaction(instance, fn repo ->
         case Keys.put_data_key(repo, user, before, data_key, nil) do
-          1 -> {{:ok, Keys.delete_tokens(repo, user)}, []}
+          1 -> {{:ok, if(not keep?, do: Keys.delete_tokens(repo, user))}, []}
           0 -> {{:error, Error.new(:stale)}, []}
         end
       end)

@@ -3,7 +3,7 @@ defmodule Kith.Archive do
   # Putting sessions away: they send no more, and still open what is on its way.
 
   alias Kith.{Error, Instance}
-  alias Kith.Store.Sessions
+  alias Kith.Store.{Accounts, Sessions}
 
   @doc """
   Archives the session of a device with a peer, in the caller's transaction: it still opens what is on its way,
@@ -31,15 +31,19 @@ defmodule Kith.Archive do
   def put_away_all_with(instance, repo, address) do
     for {local, data_key} <- Sessions.partners(repo, address),
         data_key != nil,
-        do: put_away_or_renew(instance, repo, local, data_key, address)
+        do: put_away_or_renew(instance, repo, local, address)
 
     :ok
   end
 
   # The session of an account that is locked cannot be put away, and of those many a key service is not asked. It sends no more
   # either way.
-  defp put_away_or_renew(instance, repo, local, data_key, peer) do
-    Instance.unwaited(fn -> put_away(instance, repo, local, data_key, peer) end)
+  defp put_away_or_renew(instance, repo, {user, _} = local, peer) do
+    # Whoever changes the key of that account holds its sessions: the key is read when this one is ours.
+    Sessions.fetch(repo, local, peer)
+
+    if data_key = Accounts.data_key(repo, user),
+      do: Instance.unwaited(fn -> put_away(instance, repo, local, data_key, peer) end)
   rescue
     error in Error ->
       if error.reason not in [:locked, :unavailable], do: reraise(error, __STACKTRACE__)

@@ -39,6 +39,21 @@ defmodule Kith.Instance do
     end
   end
 
+  @doc """
+  Takes what was deleted or written over out of the write-ahead log of SQLite, and out of the file. `:later` inside a transaction of the
+  application, `:busy` while another program reads; maintenance does it then. Of PostgreSQL it is the server's.
+  """
+  @spec empty_log(t) :: :ok | :later | :busy
+  def empty_log(%__MODULE__{repo: %Kith.SQLite{} = repo}) do
+    cond do
+      Kith.SQLite.in_transaction?(repo) -> :later
+      match?({:error, _}, Kith.SQLite.checkpoint(repo)) -> :busy
+      true -> :ok
+    end
+  end
+
+  def empty_log(_instance), do: :ok
+
   @doc "Whether an instance runs on this node under a name."
   @spec running?(term) :: boolean
   def running?(name), do: Registry.lookup(Kith.Registry, {__MODULE__, name}) != []
@@ -46,27 +61,31 @@ defmodule Kith.Instance do
   @doc """
   Runs one call in one transaction, repeated while it loses the race for a session.
 
-  `fun` gets the database and returns `{result, records}`; the records are emitted when all of it is durable.
+  `fun` gets the database and returns `{result, records}`; the records are emitted when all of it is durable. `timeout: :infinity` is for
+  what has many rows to write.
   """
-  @spec transaction(t, (Repo.repo() -> {result, [Telemetry.recorded()]})) :: result
+  @spec transaction(t, (Repo.repo() -> {result, [Telemetry.recorded()]}), keyword) :: result
         when result: {:ok, term} | {:error, Error.t()}
-  def transaction(%__MODULE__{kms: nil} = instance, fun), do: attempt(instance, fun)
+  def transaction(instance, fun, options \\ [])
 
-  def transaction(%__MODULE__{repo: repo} = instance, fun) do
+  def transaction(%__MODULE__{kms: nil} = instance, fun, options),
+    do: attempt(instance, fun, options)
+
+  def transaction(%__MODULE__{repo: repo} = instance, fun, options) do
     # A transaction of the application's is not ours to begin anew. What is not open then is :unavailable.
     if Repo.in_transaction?(repo),
-      do: attempt(instance, fun),
-      else: warming(instance, fun, @restarts)
+      do: attempt(instance, fun, options),
+      else: warming(instance, fun, options, @restarts)
   end
 
-  defp warming(_instance, _fun, 0), do: {:error, Error.new(:unavailable)}
+  defp warming(_instance, _fun, _options, 0), do: {:error, Error.new(:unavailable)}
 
-  defp warming(instance, fun, restarts) do
+  defp warming(instance, fun, options, restarts) do
     Process.put(@cold, instance.name)
 
     outcome =
       try do
-        attempt(instance, fun)
+        attempt(instance, fun, options)
       catch
         :throw, {@cold, needs} -> {@cold, needs}
       after
@@ -75,14 +94,16 @@ defmodule Kith.Instance do
 
     with {@cold, needs} <- outcome do
       case Client.warm(instance, needs) do
-        :ok -> warming(instance, fun, restarts - 1)
+        :ok -> warming(instance, fun, options, restarts - 1)
         {:error, reason} -> {:error, Error.new(reason)}
       end
     end
   end
 
-  defp attempt(%__MODULE__{repo: repo, options: options} = instance, fun) do
-    case Repo.transaction(repo, options.max_attempts, fn -> {:ok, fun.(repo)} end) do
+  defp attempt(%__MODULE__{repo: repo} = instance, fun, options) do
+    attempts = instance.options.max_attempts
+
+    case Repo.transaction(repo, attempts, fn -> {:ok, fun.(repo)} end, options) do
       {:ok, {result, records}} ->
         Telemetry.emit(records)
         result

@@ -49,8 +49,7 @@ defmodule Kith.KeyChange do
       Enum.zip(rows, results)
       |> Enum.reduce(counts, fn
         {row, {:ok, bytes}}, {written, refused} ->
-          Keys.put(repo, row, bytes)
-          {written + 1, refused}
+          {written + Keys.put(repo, row, bytes), refused}
 
         {_row, {:error, _}}, {written, refused} ->
           {written, refused + 1}
@@ -128,19 +127,22 @@ defmodule Kith.KeyChange do
   and under that of their thread alone if it is not. Goes on where it was interrupted. Returns how many were written and
   how many did not open.
   """
-  @spec own_archive(Instance.t(), Kith.Address.user()) ::
+  @spec own_archive(Instance.t(), Kith.Address.user(), nil | {key_id :: binary, reference}) ::
           {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
-  def own_archive(instance, user, after_place \\ {0, ""}, counts \\ {0, 0}) do
+  def own_archive(instance, user, key \\ nil),
+    do: own_archive(instance, user, key, {0, ""}, {0, 0})
+
+  defp own_archive(instance, user, key, after_place, counts) do
     result =
       Instance.transaction(instance, fn repo ->
         Accounts.lock(repo, user)
-        {own_page(instance, repo, user, after_place), []}
+        {own_page(instance, repo, user, key, after_place), []}
       end)
 
     case result do
       {:ok, {:more, place, {written, refused}}} ->
         {all_written, all_refused} = counts
-        own_archive(instance, user, place, {all_written + written, all_refused + refused})
+        own_archive(instance, user, key, place, {all_written + written, all_refused + refused})
 
       {:ok, :done} ->
         {written, refused} = counts
@@ -151,7 +153,7 @@ defmodule Kith.KeyChange do
     end
   end
 
-  defp own_page(instance, repo, user, after_place) do
+  defp own_page(instance, repo, user, key, after_place) do
     case Accounts.data_key(repo, user) do
       nil ->
         {:ok, :done}
@@ -168,7 +170,7 @@ defmodule Kith.KeyChange do
 
           rows ->
             account = {user, data_key}
-            counts = own_rows(instance, repo, account, wanted, rows)
+            counts = own_rows(instance, repo, account, {wanted, key}, rows)
             {_device, {_, _, _, place, _}} = List.last(rows)
             {:ok, {:more, {place.position, place.message_id}, counts}}
         end
@@ -176,7 +178,7 @@ defmodule Kith.KeyChange do
   end
 
   # Those of one thread, that are sealed alike, in one native call.
-  defp own_rows(instance, repo, {user, _} = account, wanted, rows) do
+  defp own_rows(instance, repo, {user, _} = account, {wanted, at_hand}, rows) do
     rows
     |> Enum.group_by(fn {_device, {thread, key, owner_key_id, _, _}} ->
       {thread, key, owner_key_id}
@@ -185,7 +187,7 @@ defmodule Kith.KeyChange do
       # In a tuple, where Instance.sealed/3 does not look for those that are unlocked.
       accounts =
         {owner_key_id && owner(instance, repo, account, owner_key_id),
-         wanted && Unlocked.account(instance, account)}
+         wanted && owned_by(instance, account, wanted, at_hand)}
 
       owned =
         for {device, {_, _, _, place, content}} <- rows, do: {{user, device}, place, content}
@@ -197,6 +199,10 @@ defmodule Kith.KeyChange do
       end
     end)
   end
+
+  # Of whoever locks the account the key is at hand, also when its time here is over.
+  defp owned_by(_instance, {user, _}, wanted, {wanted, unlocked}), do: {user, unlocked}
+  defp owned_by(instance, account, _wanted, _key), do: Unlocked.account(instance, account)
 
   defp put_contents(repo, wanted, rows, counts) do
     Enum.reduce(rows, counts, fn

@@ -521,10 +521,10 @@ defmodule Kith.Maintenance do
   defp expire_session(%{instance: instance, now: now}, local, peer, before) do
     ended =
       Instance.transaction(instance, fn repo ->
-        # It may have been answered since.
-        with established_at when established_at != nil <-
-               Store.unanswered(repo, local, peer, before),
-             {:ok, device} <- Registration.fetch_local(repo, local) do
+        # The device before its session, as everywhere. It may have been answered since.
+        with {:ok, device} <- Registration.fetch_local(repo, local),
+             established_at when established_at != nil <-
+               Store.unanswered(repo, local, peer, before) do
           {{:ok,
             {Archive.put_away(instance, repo, local, device.data_key, peer), established_at}}, []}
         else

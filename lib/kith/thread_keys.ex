@@ -19,21 +19,56 @@ defmodule Kith.ThreadKeys do
     Telemetry.span([:kith, :archive, :reseal], %{instance: instance.name}, fn ->
       result =
         with {:ok, %{refused: 0} = counts} <- follow(instance, thread),
+             :ok <- opens(instance, thread),
              {:ok, data_key} <- native(instance, :thread_create, [thread]),
              :ok <- replace(instance, thread, data_key),
              do: follow(instance, thread, counts)
 
-      counts = with {:ok, counts} <- result, do: counts, else: (_ -> @none)
-      {result, counts, Telemetry.outcome(result)}
+      told(instance, result)
     end)
   end
+
+  @doc "Finishes what was interrupted, and begins nothing."
+  @spec finish(Instance.t(), String.t()) ::
+          {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
+  def finish(instance, thread) do
+    Telemetry.span([:kith, :archive, :reseal], %{instance: instance.name}, fn ->
+      told(instance, follow(instance, thread))
+    end)
+  end
+
+  defp told(instance, result) do
+    # Nothing of before stays beside it, as far as the database is ours.
+    if match?({:ok, _}, result), do: Instance.empty_log(instance)
+    counts = with {:ok, counts} <- result, do: counts, else: (_ -> @none)
+    {result, counts, Telemetry.outcome(result)}
+  end
+
+  # A key that does not open now may open later, when its row or the key of the server is mended. It is not put aside for another
+  # one.
+  defp opens(instance, thread) do
+    case Instance.transaction(instance, &{{:ok, ArchivedMessages.keys(&1, thread)}, []}) do
+      {:ok, nil} ->
+        no_such_thread()
+
+      {:ok, {data_key, _previous}} ->
+        key = {thread, data_key}
+        with {:ok, []} <- native(instance, :thread_reseal, [key, key, []]), do: :ok
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  defp no_such_thread,
+    do: {:error, Error.new(:key_not_found, "there is no such thread")}
 
   defp replace(instance, thread, data_key) do
     result =
       Instance.transaction(instance, fn repo ->
         case ArchivedMessages.lock(repo, thread) do
           nil ->
-            {{:error, Error.new(:key_not_found, "there is no such thread")}, []}
+            {no_such_thread(), []}
 
           {_data_key, _previous} ->
             now = Instance.now(instance)
@@ -45,16 +80,22 @@ defmodule Kith.ThreadKeys do
     with {:ok, _} <- result, do: :ok
   end
 
-  # All messages that are under the key of before, page by page, and that key is forgotten. It stays where one does not open.
-  defp follow(instance, thread, counts \\ @none) do
-    with {:ok, %{refused: 0} = counts} <- follow(instance, thread, nil, counts),
-         {:ok, forgotten} <- forget(instance, thread) do
-      # If it was not: somebody had read the key before there was another one, and has written under it.
-      if forgotten, do: {:ok, counts}, else: follow(instance, thread, counts)
+  # All messages that are not under the present key, page by page, and the key of before is forgotten. It stays where one does not
+  # open: which key a message says it is under is not authenticated, and may be what is damaged.
+  defp follow(instance, thread, counts \\ @none, before \\ nil) do
+    with {:ok, %{refused: 0} = counts} <- pages(instance, thread, nil, counts),
+         {:ok, left} <- forget(instance, thread) do
+      case left do
+        nil -> {:ok, counts}
+        # Nobody has changed it, and this round could not.
+        ^before -> {:ok, %{counts | refused: 1}}
+        # Somebody had read the key before there was another one, and has written under it.
+        row -> follow(instance, thread, counts, row)
+      end
     end
   end
 
-  defp follow(instance, thread, last, counts) do
+  defp pages(instance, thread, last, counts) do
     case Instance.transaction(instance, &{page(instance, &1, thread, last), []}) do
       {:ok, :done} ->
         {:ok, counts}
@@ -65,7 +106,7 @@ defmodule Kith.ThreadKeys do
           refused: counts.refused + refused
         }
 
-        follow(instance, thread, last, counts)
+        pages(instance, thread, last, counts)
 
       {:error, error} ->
         {:error, error}
@@ -74,7 +115,7 @@ defmodule Kith.ThreadKeys do
 
   defp page(instance, repo, thread, last) do
     with {data_key, previous} when previous != nil <- ArchivedMessages.keys(repo, thread),
-         [_ | _] = rows <- under(repo, thread, previous, ArchivedMessages.cursor(last), @batch),
+         [_ | _] = rows <- others(repo, thread, data_key, ArchivedMessages.cursor(last), @batch),
          keys = [{thread, previous}, {thread, data_key}],
          {:ok, results} <- native(instance, :thread_reseal, keys ++ [sealed(rows)]) do
       {written, refused} = put(repo, Enum.zip(rows, results))
@@ -85,7 +126,7 @@ defmodule Kith.ThreadKeys do
     end
   end
 
-  defp under(repo, thread, data_key, cursor, limit),
+  defp others(repo, thread, data_key, cursor, limit),
     do: ArchivedMessages.in_thread(repo, thread, Keys.key_id(data_key), cursor, limit)
 
   defp sealed(rows),
@@ -105,16 +146,16 @@ defmodule Kith.ThreadKeys do
     end)
   end
 
-  # Whether the thread has one key now.
+  # Nothing when the thread has one key now, or a message that is not under it.
   defp forget(instance, thread) do
     Instance.transaction(instance, fn repo ->
-      with {_data_key, previous} when previous != nil <- ArchivedMessages.lock(repo, thread),
-           [] <- under(repo, thread, previous, ArchivedMessages.cursor(nil), 1) do
+      with {data_key, previous} when previous != nil <- ArchivedMessages.lock(repo, thread),
+           [] <- others(repo, thread, data_key, ArchivedMessages.cursor(nil), 1) do
         ArchivedMessages.forget_previous(repo, thread)
-        {{:ok, true}, []}
+        {{:ok, nil}, []}
       else
-        [_ | _] -> {{:ok, false}, []}
-        _no_thread_or_one_key -> {{:ok, true}, []}
+        [row] -> {{:ok, row}, []}
+        _no_thread_or_one_key -> {{:ok, nil}, []}
       end
     end)
   end

@@ -78,18 +78,26 @@ defmodule Kith.Unlocked do
     end
   end
 
-  @doc "Keeps a key until a time. One that was there before is forgotten, and lends the later of the two times."
+  @doc """
+  Keeps a key until a time. If it is there already, that reference stays, which calls that are under way may hold, for the later of the
+  two times. Another one is forgotten.
+  """
   def put(instance, {user, data_key}, unlocked, expires_at) do
     before = :ets.lookup(instance.unlocked, user)
+    now = Instance.now(instance)
 
-    expires_at =
+    {kept, expires_at} =
       case before do
-        [{_, ^data_key, _, other}] -> max(other, expires_at)
-        _ -> expires_at
+        [{_, ^data_key, kept, other}] when other > now -> {kept, max(other, expires_at)}
+        _ -> {unlocked, expires_at}
       end
 
-    :ets.insert(instance.unlocked, {user, data_key, unlocked, expires_at})
-    for {_, _, other, _} <- before, other != unlocked, do: Native.account_close(other)
+    :ets.insert(instance.unlocked, {user, data_key, kept, expires_at})
+
+    for other <- Enum.uniq([unlocked | for({_, _, other, _} <- before, do: other)]),
+        other != kept,
+        do: Native.account_close(other)
+
     if :ets.info(instance.unlocked, :size) > @max, do: evict(instance)
     expires_at
   end

@@ -33,7 +33,7 @@ defmodule Kith.Test.Repo do
     )
   end
 
-  def transaction(fun, log: false) do
+  def transaction(fun, [{:log, false} | _timeout]) do
     {handle, _} = :persistent_term.get(__MODULE__)
     SQLite.transaction(handle, fun)
   end

@@ -27,6 +27,12 @@ defmodule Kith.Migration.V3 do
       "ALTER TABLE kith.signal_threads ADD COLUMN previous_data_key #{bytes}",
       # The id of the data key of the owner's account under which the content is sealed too: that account is locked.
       "ALTER TABLE kith.signal_archived_messages ADD COLUMN owner_key_id #{bytes}",
+      # All of a thread, in the order in which they are sealed anew.
+      "DROP INDEX kith.signal_archived_messages_thread",
+      """
+      CREATE INDEX signal_archived_messages_thread
+        ON kith.signal_archived_messages (thread_id, user_id, device_id, position, message_id)
+      """,
       # Data keys an account had before: notes to oneself lie with the application, and are sealed under them.
       """
       CREATE TABLE kith.signal_retired_keys (
@@ -148,6 +154,8 @@ defmodule Kith.Migration.V3 do
       "ALTER TABLE kith.signal_threads DROP COLUMN key_changed_at",
       "ALTER TABLE kith.signal_threads DROP COLUMN previous_data_key",
       "ALTER TABLE kith.signal_archived_messages DROP COLUMN owner_key_id",
+      "DROP INDEX kith.signal_archived_messages_thread",
+      "CREATE INDEX signal_archived_messages_thread ON kith.signal_archived_messages (thread_id)",
       "DROP TABLE kith.signed_service_keys",
       "DROP TABLE kith.signed_nonces",
       "DROP TABLE kith.signed_challenges",

@@ -47,9 +47,13 @@ defmodule Kith.Store.ArchivedMessages do
     end
   end
 
-  @doc "The wrapped data key of a thread and the one it had before, while messages are still sealed under that."
+  @doc """
+  The wrapped data key of a thread and the one it had before, while messages are still sealed under that. They are the same until
+  the transaction is over.
+  """
   @spec keys(Repo.repo(), String.t()) :: nil | {binary, nil | binary}
-  def keys(repo, thread), do: keys(repo, thread, "")
+  def keys(repo, thread),
+    do: keys(repo, thread, if(Repo.dialect(repo) == :postgres, do: " FOR KEY SHARE", else: ""))
 
   @doc "The same. Waits for those who write into the thread, and nobody else begins to before the transaction is over."
   @spec lock(Repo.repo(), String.t()) :: nil | {binary, nil | binary}
@@ -121,31 +125,35 @@ defmodule Kith.Store.ArchivedMessages do
     Repo.execute(repo, sql, [thread])
   end
 
-  @doc "Threads whose data key was drawn before a time, or whose messages have not all followed to theirs; some at a time."
-  @spec old(Repo.repo(), String.t(), integer, pos_integer) :: [String.t()]
+  @doc """
+  Threads whose data key was drawn before a time, or whose messages have not all followed to theirs, with when it was drawn; some at
+  a time.
+  """
+  @spec old(Repo.repo(), String.t(), nil | integer, pos_integer) :: [{String.t(), integer}]
   def old(repo, after_thread, before, limit) do
     sql = """
-    SELECT thread_id FROM kith.signal_threads
+    SELECT thread_id, COALESCE(key_changed_at, created_at) FROM kith.signal_threads
     WHERE thread_id > $1 AND (previous_data_key IS NOT NULL OR COALESCE(key_changed_at, created_at) < $2)
     ORDER BY thread_id LIMIT $3
     """
 
-    for [thread] <- Repo.rows(repo, sql, [after_thread, before, limit]), do: thread
+    for [thread, drawn_at] <- Repo.rows(repo, sql, [after_thread, before, limit]),
+        do: {thread, drawn_at}
   end
 
   @typedoc "User, device, position and message id: where a message stands among all of its thread."
   @type cursor :: [term]
 
   @doc """
-  Messages of a thread with their devices behind a cursor, some at a time: those that are sealed under the data key with an id, or
-  all of them.
+  Messages of a thread with their devices behind a cursor, some at a time: those that do not say they are sealed under the data key
+  with an id, or all of them.
   """
   @spec in_thread(Repo.repo(), String.t(), nil | binary, cursor, pos_integer) :: [
           {Address.device(), message}
         ]
   def in_thread(repo, thread, key_id, [user, device, position, message_id], limit) do
     {condition, params} =
-      if key_id, do: {"AND substr(m.content, 3, 8) = $7", [{:blob, key_id}]}, else: {"", []}
+      if key_id, do: {"AND substr(m.content, 3, 8) <> $7", [{:blob, key_id}]}, else: {"", []}
 
     sql = """
     SELECT m.user_id, m.device_id, #{@columns}
@@ -157,8 +165,14 @@ defmodule Kith.Store.ArchivedMessages do
 
     params = [thread, limit, user, device, position, {:blob, message_id} | params]
 
-    for [user, device | row] <- Repo.rows(repo, sql, params),
-        do: {{user, device}, message(row)}
+    rows =
+      for [user, device | row] <- Repo.rows(repo, sql, params),
+          do: {{user, device}, message(row)}
+
+    # SQLite has bytes behind all texts, also behind themselves.
+    if rows != [] and cursor(List.last(rows)) == [user, device, position, message_id],
+      do: [],
+      else: rows
   end
 
   @doc "The cursor before all messages, or that of one of them."

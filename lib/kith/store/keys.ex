@@ -155,9 +155,9 @@ defmodule Kith.Store.Keys do
 
   @bytes [:session_id, :entry_group, :key_id]
 
-  @doc "Writes the bytes of a row anew."
-  def put(repo, %{table: table, key: key, column: column}, bytes),
-    do: put(repo, table, key, [{column, {:blob, bytes}}])
+  @doc "Writes the bytes of a row anew. Returns 0 when they are not those that were read: a key may have been erased since."
+  def put(repo, %{table: table, key: key, column: column, bytes: before}, bytes),
+    do: put(repo, table, key ++ [{column, {:blob, before}}], [{column, {:blob, bytes}}])
 
   def put(repo, table, key, changes) do
     count = length(changes)

@@ -148,17 +148,20 @@ defmodule Kith.Store.Repo do
 
   A transaction the application opened before is not ours to repeat.
   """
-  @spec transaction(repo, pos_integer, (() -> result)) :: result
+  @spec transaction(repo, pos_integer, (() -> result), keyword) :: result
         when result: {:ok, term} | {:error, Error.t()}
-  def transaction(repo, attempts, fun) do
+  def transaction(repo, attempts, fun, options \\ []) do
     attempts = if in_transaction?(repo), do: 1, else: attempts
-    attempt(repo, attempts, fun)
+    attempt(repo, attempts, fun, options)
   end
 
-  defp attempt(repo, attempts, fun) do
-    case transaction(repo, fun) do
-      {:error, %Error{reason: :stale}} when attempts > 1 -> attempt(repo, attempts - 1, fun)
-      result -> result
+  defp attempt(repo, attempts, fun, options) do
+    case once(repo, fun, options) do
+      {:error, %Error{reason: :stale}} when attempts > 1 ->
+        attempt(repo, attempts - 1, fun, options)
+
+      result ->
+        result
     end
   end
 

@@ -84,7 +84,7 @@ defmodule Kith.Crash.Faults do
 
     def in_transaction?, do: Process.get(__MODULE__) != nil
 
-    def transaction(fun, log: false) do
+    def transaction(fun, [{:log, false} | _timeout]) do
       if in_transaction?(), do: {:ok, fun.()}, else: {:ok, outermost(fun)}
     end
 
@@ -123,7 +123,7 @@ defmodule Kith.Crash.Faults do
       Kith.Test.Repo.run(:persistent_term.get(__MODULE__), sql, params)
     end
 
-    def transaction(fun, log: false), do: {:ok, fun.()}
+    def transaction(fun, [{:log, false} | _timeout]), do: {:ok, fun.()}
     def in_transaction?, do: false
   end
 end
