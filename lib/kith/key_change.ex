@@ -129,8 +129,23 @@ defmodule Kith.KeyChange do
   """
   @spec own_archive(Instance.t(), Kith.Address.user(), nil | {key_id :: binary, reference}) ::
           {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
-  def own_archive(instance, user, key \\ nil),
-    do: own_archive(instance, user, key, {0, ""}, {0, 0})
+  def own_archive(instance, user, key \\ nil), do: rounds(instance, user, key, {0, 0}, 5)
+
+  # What somebody else has sealed anew in the moment between reading and writing is done in another round.
+  defp rounds(_instance, _user, _key, _counts, 0), do: {:error, Error.new(:stale)}
+
+  defp rounds(instance, user, key, {written, refused}, left) do
+    case own_archive(instance, user, key, {0, ""}, {0, 0, 0}) do
+      {:ok, {more, still_refused, 0}} ->
+        {:ok, %{resealed: written + more, refused: still_refused}}
+
+      {:ok, {more, _refused, _missed}} ->
+        rounds(instance, user, key, {written + more, refused}, left - 1)
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
 
   defp own_archive(instance, user, key, after_place, counts) do
     result =
@@ -140,13 +155,14 @@ defmodule Kith.KeyChange do
       end)
 
     case result do
-      {:ok, {:more, place, {written, refused}}} ->
-        {all_written, all_refused} = counts
-        own_archive(instance, user, key, place, {all_written + written, all_refused + refused})
+      {:ok, {:more, place, {written, refused}, rows}} ->
+        {all_written, all_refused, missed} = counts
+        missed = missed + rows - written - refused
+        counts = {all_written + written, all_refused + refused, missed}
+        own_archive(instance, user, key, place, counts)
 
       {:ok, :done} ->
-        {written, refused} = counts
-        {:ok, %{resealed: written, refused: refused}}
+        {:ok, counts}
 
       {:error, error} ->
         {:error, error}
@@ -172,7 +188,7 @@ defmodule Kith.KeyChange do
             account = {user, data_key}
             counts = own_rows(instance, repo, account, {wanted, key}, rows)
             {_device, {_, _, _, place, _}} = List.last(rows)
-            {:ok, {:more, {place.position, place.message_id}, counts}}
+            {:ok, {:more, {place.position, place.message_id}, counts, length(rows)}}
         end
     end
   end
@@ -194,7 +210,7 @@ defmodule Kith.KeyChange do
 
       case Instance.sealed(instance, :archive_reseal, [{thread, key}, accounts, owned]) do
         {:ok, results} -> put_contents(repo, wanted, Enum.zip(owned, results), counts)
-        {:error, reason} when reason in [:locked, :unavailable] -> raise Error.new(reason)
+        {:error, reason} when reason in [:locked, :unavailable, :panic] -> raise Error.new(reason)
         {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
       end
     end)

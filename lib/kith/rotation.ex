@@ -109,8 +109,21 @@ defmodule Kith.Rotation do
 
       {:ok, rewrapped} ->
         put = fn repo -> {{:ok, put(repo, kind, id, wrapped(key), rewrapped)}, []} end
-        stored = if dry_run?, do: {:ok, 0}, else: Instance.transaction(instance, put)
-        with {:ok, _} <- stored, do: {:ok, :rewrapped}
+
+        cond do
+          dry_run? ->
+            {:ok, :rewrapped}
+
+          native(instance, kind, id, replaced(key, rewrapped)) == {:ok, nil} ->
+            with {:ok, _} <- Instance.transaction(instance, put), do: {:ok, :rewrapped}
+
+          # What another call had made for this place while the service was away: it is used up now.
+          attempts > 0 ->
+            answered(instance, kind, row, options, attempts - 1)
+
+          true ->
+            {:error, Error.new(:unavailable)}
+        end
 
       {:error, reason} when reason in [:cold, :unmade] ->
         {:error, Error.new(:unavailable)}
@@ -184,6 +197,9 @@ defmodule Kith.Rotation do
   defp wrapped({_purpose, _public_key, wrapped}), do: wrapped
   defp wrapped(data_key), do: data_key
 
+  defp replaced({purpose, public_key, _wrapped}, wrapped), do: {purpose, public_key, wrapped}
+  defp replaced(_data_key, wrapped), do: wrapped
+
   defp put(repo, :account, user, before, data_key),
     do: Keys.put_data_key(repo, user, before, data_key, nil)
 
@@ -256,13 +272,23 @@ defmodule Kith.Rotation do
 
   defp replace(instance, kind, found, _dry_run, counts) do
     case replace(instance, kind, found) do
-      {:ok, %{refused: 0}} -> count(counts, :rotated)
-      # Nobody but its user can.
-      {:error, %Error{reason: :locked}} -> counts
-      # Shredded meanwhile.
-      {:error, %Error{reason: :key_not_found}} -> counts
-      {:error, %Error{reason: :unavailable} = error} -> {:error, error}
-      _some_of_it_does_not_open -> count(counts, :refused)
+      {:ok, %{refused: 0}} ->
+        count(counts, :rotated)
+
+      # Some of it does not open.
+      {:ok, _} ->
+        count(counts, :refused)
+
+      {:error, %Error{reason: reason}} when reason in [:corrupted_state, :malformed] ->
+        count(counts, :refused)
+
+      # Locked: nobody but its user can. Changed or gone meanwhile; or its key is not there, which was counted before.
+      {:error, %Error{reason: reason}}
+      when reason in [:locked, :stale, :not_registered, :key_not_found] ->
+        counts
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 

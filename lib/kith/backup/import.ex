@@ -184,7 +184,10 @@ defmodule Kith.Backup.Import do
         :ok
 
       replace? ->
-        for address <- there, do: {:ok, _} = Registration.unregister(instance, address)
+        for address <- there do
+          with {:error, error} <- Registration.unregister(instance, address), do: raise(error)
+        end
+
         :ok
 
       true ->

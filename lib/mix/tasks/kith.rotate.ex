@@ -16,7 +16,8 @@ defmodule Mix.Tasks.Kith.Rotate do
     * `--verify` - opens everything afterwards
 
   It reads the configuration of the application and starts the instance, and with `:repo` the repository, but nothing
-  else of the application. Ends with status 1 when something was refused or, with `--verify`, did not open.
+  else of the application. Ends with status 1 when something was refused or, with `--verify`, did not open or
+  is not under the current key: another node may have wrapped it meanwhile.
   """
 
   use Mix.Task
@@ -64,8 +65,10 @@ defmodule Mix.Tasks.Kith.Rotate do
     if found = counts[:verified],
       do: Mix.shell().info("Verified: " <> words(found, [:opened, :damaged, :locked, :outdated]))
 
-    damaged = get_in(counts, [:verified, :damaged]) || 0
-    if counts.refused > 0 or damaged > 0, do: exit({:shutdown, 1})
+    verified = counts[:verified] || %{damaged: 0, outdated: 0}
+
+    if counts.refused > 0 or verified.damaged > 0 or verified.outdated > 0,
+      do: exit({:shutdown, 1})
   end
 
   defp words(counts, keys), do: Enum.map_join(keys, ", ", &"#{counts[&1]} #{&1}")
