@@ -114,7 +114,8 @@ defmodule Kith.Rotation do
           dry_run? ->
             {:ok, :rewrapped}
 
-          native(instance, kind, id, replaced(key, rewrapped)) == {:ok, nil} ->
+          # Under the current key: nothing to do, or, with a service, not open yet.
+          native(instance, kind, id, replaced(key, rewrapped)) in [{:ok, nil}, {:error, :cold}] ->
             with {:ok, _} <- Instance.transaction(instance, put), do: {:ok, :rewrapped}
 
           # What another call had made for this place while the service was away: it is used up now.
