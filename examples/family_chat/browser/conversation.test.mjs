@@ -73,8 +73,9 @@ test("what arrives while a page is hidden is unread until it is seen", async () 
   }, state)
 
   await hidden("hidden")
+  let asked = 0
   await until("the server knows", async () => {
-    await cleo.say("Is anybody allergic to nuts?")
+    await cleo.say(`Is anybody allergic to nuts? I ask for time ${++asked}.`)
     return await ben.unread("The family") > 0
   })
   await hidden("visible")
