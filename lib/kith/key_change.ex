@@ -8,7 +8,7 @@ defmodule Kith.KeyChange do
 
   import Kith.Unlocked, only: [is_locked: 1]
 
-  alias Kith.{Error, Instance, ThreadKeys, Unlocked}
+  alias Kith.{Error, Instance, Unlocked}
   alias Kith.Store.{Accounts, ArchivedMessages, Keys}
 
   # Rows that are sealed anew in one native call.
@@ -83,13 +83,13 @@ defmodule Kith.KeyChange do
   Calls of that account wait meanwhile: a session and its braid are read as they belong together.
   """
   @spec check(Instance.t(), term, Kith.Address.user()) ::
-          {:ok, {non_neg_integer, non_neg_integer}} | {:error, Error.t()}
+          {:ok, %{opened: non_neg_integer, damaged: non_neg_integer}} | {:error, Error.t()}
   def check(instance, repo, user) do
     Keys.lock(repo, user)
 
     case Accounts.data_key(repo, user) do
       nil ->
-        {:ok, {0, 0}}
+        {:ok, %{opened: 0, damaged: 0}}
 
       data_key ->
         account = Unlocked.account(instance, {user, data_key})
@@ -101,11 +101,13 @@ defmodule Kith.KeyChange do
               {"session", fields, fields, state}
             end
 
-        {:ok,
-         rows
-         |> Enum.chunk_every(@batch)
-         |> Enum.flat_map(&resealed(instance, account, account, &1))
-         |> Enum.reduce({0, 0}, &ThreadKeys.count/2)}
+        results =
+          rows
+          |> Enum.chunk_every(@batch)
+          |> Enum.flat_map(&resealed(instance, account, account, &1))
+
+        opened = Enum.count(results, &match?({:ok, _}, &1))
+        {:ok, %{opened: opened, damaged: length(rows) - opened}}
     end
   end
 
@@ -129,25 +131,25 @@ defmodule Kith.KeyChange do
   """
   @spec own_archive(Instance.t(), Kith.Address.user(), nil | {key_id :: binary, reference}) ::
           {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
-  def own_archive(instance, user, key \\ nil), do: rounds(instance, user, key, {0, 0}, 5)
+  def own_archive(instance, user, key \\ nil), do: rounds(instance, user, key, 0, 5)
 
   # What somebody else has sealed anew in the moment between reading and writing is done in another round.
-  defp rounds(_instance, _user, _key, _counts, 0), do: {:error, Error.new(:stale)}
+  defp rounds(_instance, _user, _key, _written, 0), do: {:error, Error.new(:stale)}
 
-  defp rounds(instance, user, key, {written, refused}, left) do
-    case own_archive(instance, user, key, {0, ""}, {0, 0, 0}) do
-      {:ok, {more, still_refused, 0}} ->
-        {:ok, %{resealed: written + more, refused: still_refused}}
+  defp rounds(instance, user, key, written, left) do
+    case own_pages(instance, user, key, {0, ""}, %{written: 0, refused: 0, missed: 0}) do
+      {:ok, %{missed: 0} = round} ->
+        {:ok, %{resealed: written + round.written, refused: round.refused}}
 
-      {:ok, {more, _refused, _missed}} ->
-        rounds(instance, user, key, {written + more, refused}, left - 1)
+      {:ok, round} ->
+        rounds(instance, user, key, written + round.written, left - 1)
 
       {:error, error} ->
         {:error, error}
     end
   end
 
-  defp own_archive(instance, user, key, after_place, counts) do
+  defp own_pages(instance, user, key, after_place, counts) do
     result =
       Instance.transaction(instance, fn repo ->
         Accounts.lock(repo, user)
@@ -155,11 +157,14 @@ defmodule Kith.KeyChange do
       end)
 
     case result do
-      {:ok, {:more, place, {written, refused}, rows}} ->
-        {all_written, all_refused, missed} = counts
-        missed = missed + rows - written - refused
-        counts = {all_written + written, all_refused + refused, missed}
-        own_archive(instance, user, key, place, counts)
+      {:ok, {place, {written, refused}, rows}} ->
+        counts = %{
+          written: counts.written + written,
+          refused: counts.refused + refused,
+          missed: counts.missed + rows - written - refused
+        }
+
+        own_pages(instance, user, key, place, counts)
 
       {:ok, :done} ->
         {:ok, counts}
@@ -188,7 +193,7 @@ defmodule Kith.KeyChange do
             account = {user, data_key}
             counts = own_rows(instance, repo, account, {wanted, key}, rows)
             {_device, {_, _, _, place, _}} = List.last(rows)
-            {:ok, {:more, {place.position, place.message_id}, counts, length(rows)}}
+            {:ok, {{place.position, place.message_id}, counts, length(rows)}}
         end
     end
   end
@@ -199,7 +204,7 @@ defmodule Kith.KeyChange do
     |> Enum.group_by(fn {_device, {thread, key, owner_key_id, _, _}} ->
       {thread, key, owner_key_id}
     end)
-    |> Enum.reduce({0, 0}, fn {{thread, key, owner_key_id}, rows}, counts ->
+    |> Enum.reduce({0, 0}, fn {{thread, key, owner_key_id}, rows}, {written, refused} ->
       # In a tuple, where Instance.sealed/3 does not look for those that are unlocked.
       accounts =
         {owner_key_id && owner(instance, repo, account, owner_key_id),
@@ -209,9 +214,19 @@ defmodule Kith.KeyChange do
         for {device, {_, _, _, place, content}} <- rows, do: {{user, device}, place, content}
 
       case Instance.sealed(instance, :archive_reseal, [{thread, key}, accounts, owned]) do
-        {:ok, results} -> put_contents(repo, wanted, Enum.zip(owned, results), counts)
-        {:error, reason} when reason in [:locked, :unavailable, :panic] -> raise Error.new(reason)
-        {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
+        {:ok, results} ->
+          resealed =
+            for {{owner, place, content}, result} <- Enum.zip(owned, results),
+                do: {owner, place, content, wanted, result}
+
+          {more, still_refused} = ArchivedMessages.put_contents(repo, resealed)
+          {written + more, refused + still_refused}
+
+        {:error, reason} when reason in [:locked, :unavailable, :panic] ->
+          raise Error.new(reason)
+
+        {:error, _} ->
+          {written, refused + length(rows)}
       end
     end)
   end
@@ -219,19 +234,6 @@ defmodule Kith.KeyChange do
   # Of whoever locks the account the key is at hand, also when its time here is over.
   defp owned_by(_instance, {user, _}, wanted, {wanted, unlocked}), do: {user, unlocked}
   defp owned_by(instance, account, _wanted, _key), do: Unlocked.account(instance, account)
-
-  defp put_contents(repo, wanted, rows, counts) do
-    Enum.reduce(rows, counts, fn
-      {{owner, place, content}, {:ok, resealed}}, {written, refused} ->
-        changed =
-          ArchivedMessages.put_content(repo, owner, place.message_id, content, resealed, wanted)
-
-        {written + changed, refused}
-
-      {_row, {:error, _}}, {written, refused} ->
-        {written, refused + 1}
-    end)
-  end
 
   @doc """
   The account under whose key a message lies, as native calls take it: with the key it has now, or with one it had before.

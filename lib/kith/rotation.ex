@@ -15,8 +15,8 @@ defmodule Kith.Rotation do
 
       result =
         with {:ok, counts} <- rewrap_all(instance, counts, options),
-             {:ok, counts} <- replace_old(instance, :account, "", counts, options),
-             do: replace_old(instance, :thread, "", counts, options)
+             {:ok, counts} <- replace_old(instance, :account, counts, options),
+             do: replace_old(instance, :thread, counts, options)
 
       counts = with {:ok, counts} <- result, do: counts, else: (_ -> counts)
 
@@ -28,27 +28,31 @@ defmodule Kith.Rotation do
   @kinds [:account, :thread, :previous, :service]
 
   defp rewrap_all(instance, counts, options) do
-    each_kind(counts, fn kind, counts -> each(instance, kind, "", counts, options) end)
+    in_turn(@kinds, counts, fn kind, counts ->
+      pages("", counts, options, &page(instance, kind, &1, &2, options))
+    end)
   end
 
-  defp each_kind(counts, fun) do
-    Enum.reduce_while(@kinds, {:ok, counts}, fn kind, {:ok, counts} ->
-      case fun.(kind, counts) do
+  # Each of a list, until one fails.
+  defp in_turn(list, counts, fun) do
+    Enum.reduce_while(list, {:ok, counts}, fn item, {:ok, counts} ->
+      case fun.(item, counts) do
         {:ok, counts} -> {:cont, {:ok, counts}}
         {:error, error} -> {:halt, {:error, error}}
       end
     end)
   end
 
-  defp each(instance, kind, place, counts, options) do
-    case page(instance, kind, place, counts, options) do
+  # Page by page, each from behind the last row of the one before. `fun` returns the rows of a page with what is counted after it.
+  defp pages(place, counts, options, fun) do
+    case fun.(place, counts) do
       {:ok, {[], counts}} ->
         {:ok, counts}
 
       {:ok, {rows, counts}} ->
         if progress = options[:progress], do: progress.(counts)
         {last, _} = List.last(rows)
-        each(instance, kind, last, counts, options)
+        pages(last, counts, options, fun)
 
       {:error, error} ->
         {:error, error}
@@ -70,18 +74,20 @@ defmodule Kith.Rotation do
     if Repo.in_transaction?(instance.repo) do
       {:error, Error.new(:unavailable, "within a transaction nobody waits for a key service")}
     else
-      with {:ok, rows} <- Instance.transaction(instance, &{{:ok, keys(&1, kind, place)}, []}),
-           {:ok, counts} <- served(instance, kind, rows, counts, options),
+      with {:ok, rows} <- listed(instance, kind, place),
+           {:ok, counts} <- in_turn(rows, counts, &served(instance, kind, &1, &2, options)),
            do: {:ok, {rows, counts}}
     end
   end
 
-  defp served(_instance, _kind, [], counts, _options), do: {:ok, counts}
+  defp listed(instance, kind, place),
+    do: Instance.transaction(instance, &{{:ok, keys(&1, kind, place)}, []})
 
-  defp served(instance, kind, [{id, key} | rows], counts, options) do
-    with {:ok, counted} <- answered(instance, kind, {id, key}, options, 4) do
-      counts = if is_atom(counted), do: count(counts, counted), else: refused(counts, key)
-      served(instance, kind, rows, counts, options)
+  defp served(instance, kind, {_id, key} = row, counts, options) do
+    case answered(instance, kind, row, options, 4) do
+      {:ok, {:refused, _reason}} -> {:ok, refused(counts, key)}
+      {:ok, counted} -> {:ok, count(counts, counted)}
+      {:error, error} -> {:error, error}
     end
   end
 
@@ -144,11 +150,10 @@ defmodule Kith.Rotation do
 
   defp needs(lack, _thread, thread, key), do: Client.needs(lack, :thread_rewrap, [thread, key])
 
+  defp keys(repo, kind, place), do: repo |> rows(kind, place) |> behind(place)
+
   # SQLite has bytes behind all texts, also behind themselves: a damaged row would come again and again.
-  defp keys(repo, kind, place) do
-    rows = rows(repo, kind, place)
-    if match?({^place, _}, List.last(rows)), do: [], else: rows
-  end
+  defp behind(rows, place), do: if(match?({^place, _}, List.last(rows)), do: [], else: rows)
 
   defp rows(repo, :account, place), do: Accounts.data_keys(repo, place, @batch)
   defp rows(repo, :thread, place), do: ArchivedMessages.data_keys(repo, :data_key, place, @batch)
@@ -223,27 +228,17 @@ defmodule Kith.Rotation do
 
   # The age policy, an account or a thread at a time. A thread whose messages have not all followed to a key of theirs is
   # finished, however old it is.
-  defp replace_old(instance, kind, place, counts, options) do
+  defp replace_old(instance, kind, counts, options) do
     before = if seconds = options[:older_than], do: Instance.now(instance) - seconds * 1_000
+    dry_run? = Keyword.get(options, :dry_run, false)
 
-    case Instance.transaction(instance, &{{:ok, old(&1, kind, place, before)}, []}) do
-      {:ok, []} ->
-        {:ok, counts}
+    pages("", counts, options, fn place, counts ->
+      old = &{{:ok, &1 |> old_rows(kind, place, before) |> behind(place)}, []}
 
-      {:ok, found} ->
-        with {:ok, counts} <- replace_each(instance, kind, found, options, counts) do
-          if fun = options[:progress], do: fun.(counts)
-          replace_old(instance, kind, elem(List.last(found), 0), counts, options)
-        end
-
-      {:error, error} ->
-        {:error, error}
-    end
-  end
-
-  defp old(repo, kind, place, before) do
-    found = old_rows(repo, kind, place, before)
-    if match?({^place, _}, List.last(found)), do: [], else: found
+      with {:ok, found} <- Instance.transaction(instance, old),
+           {:ok, counts} <- in_turn(found, counts, &replace(instance, kind, &1, dry_run?, &2)),
+           do: {:ok, {found, counts}}
+    end)
   end
 
   defp old_rows(_repo, :account, _place, nil), do: []
@@ -258,35 +253,24 @@ defmodule Kith.Rotation do
     end
   end
 
-  defp replace_each(instance, kind, found, options, counts) do
-    dry_run? = Keyword.get(options, :dry_run, false)
+  defp replace(_instance, _kind, _found, true, counts), do: {:ok, count(counts, :rotated)}
 
-    Enum.reduce_while(found, {:ok, counts}, fn found, {:ok, counts} ->
-      case replace(instance, kind, found, dry_run?, counts) do
-        {:error, error} -> {:halt, {:error, error}}
-        counts -> {:cont, {:ok, counts}}
-      end
-    end)
-  end
-
-  defp replace(_instance, _kind, _found, true, counts), do: count(counts, :rotated)
-
-  defp replace(instance, kind, found, _dry_run, counts) do
+  defp replace(instance, kind, found, false, counts) do
     case replace(instance, kind, found) do
       {:ok, %{refused: 0}} ->
-        count(counts, :rotated)
+        {:ok, count(counts, :rotated)}
 
       # Some of it does not open.
       {:ok, _} ->
-        count(counts, :refused)
+        {:ok, count(counts, :refused)}
 
       {:error, %Error{reason: reason}} when reason in [:corrupted_state, :malformed] ->
-        count(counts, :refused)
+        {:ok, count(counts, :refused)}
 
       # Locked: nobody but its user can. Changed or gone meanwhile; or its key is not there, which was counted before.
       {:error, %Error{reason: reason}}
       when reason in [:locked, :stale, :not_registered, :key_not_found] ->
-        counts
+        {:ok, counts}
 
       {:error, error} ->
         {:error, error}
@@ -303,78 +287,45 @@ defmodule Kith.Rotation do
   def verify(instance, options) do
     Telemetry.span([:kith, :keys, :verify], %{instance: instance.name}, fn ->
       counts = %{opened: 0, damaged: 0, locked: 0, outdated: 0}
-      result = each_kind(counts, &verify(instance, &1, "", &2, options))
+
+      # Each in transactions of its own: traffic goes on.
+      result =
+        in_turn(@kinds, counts, fn kind, counts ->
+          pages("", counts, options, fn place, counts ->
+            with {:ok, rows} <- listed(instance, kind, place),
+                 {:ok, counts} <- in_turn(rows, counts, &verify_key(instance, kind, &1, &2)),
+                 do: {:ok, {rows, counts}}
+          end)
+        end)
+
       measured = with {:ok, counts} <- result, do: counts, else: (_ -> counts)
       {result, measured, Telemetry.outcome(result)}
     end)
   end
 
-  # Each in transactions of its own: traffic goes on.
-  defp verify(instance, kind, place, counts, options) do
-    with {:ok, [_ | _] = rows} <-
-           Instance.transaction(instance, &{{:ok, keys(&1, kind, place)}, []}),
-         {:ok, counts} <- verify_each(instance, kind, rows, counts) do
-      if fun = options[:progress], do: fun.(counts)
-      {last, _} = List.last(rows)
-      verify(instance, kind, last, counts, options)
-    else
-      {:ok, []} -> {:ok, counts}
-      {:error, error} -> {:error, error}
-    end
-  end
-
-  defp verify_each(instance, kind, rows, counts) do
-    Enum.reduce_while(rows, {:ok, counts}, fn {id, key}, {:ok, counts} ->
-      case verify_key(instance, kind, id, key) do
-        {:ok, found} -> {:cont, {:ok, Map.merge(counts, found, fn _, one, two -> one + two end)}}
-        {:error, error} -> {:halt, {:error, error}}
-      end
-    end)
-  end
-
   # A key opens as it does for whoever would wrap it anew.
-  defp verify_key(instance, kind, id, key) do
-    case answered(instance, kind, {id, key}, [dry_run: true], 4) do
-      {:ok, {:refused, _}} -> {:ok, %{damaged: 1}}
-      {:ok, counted} -> verify_below(instance, kind, id, counted)
+  defp verify_key(instance, kind, {id, _key} = row, counts) do
+    with {:ok, found} when is_atom(found) <-
+           answered(instance, kind, row, [dry_run: true], 4),
+         {:ok, below} <- below(instance, kind, id) do
+      outdated = if found == :rewrapped, do: 1, else: 0
+      {:ok, counts |> add(%{opened: 1, outdated: outdated}) |> add(below)}
+    else
+      {:ok, {:refused, _reason}} -> {:ok, add(counts, %{damaged: 1})}
       {:error, error} -> {:error, error}
     end
   end
 
-  defp verify_below(instance, kind, id, counted) do
-    outdated = if counted == :rewrapped, do: 1, else: 0
-
-    with {:ok, found} <- below(instance, kind, id),
-         do: {:ok, Map.merge(found, %{opened: found.opened + 1, outdated: outdated})}
-  end
+  defp add(counts, more), do: Map.merge(counts, more, fn _, a, b -> a + b end)
 
   defp below(instance, :account, user) do
     check = &{KeyChange.check(instance, &1, user), []}
-    result = Instance.transaction(instance, check, timeout: :infinity)
 
-    case result do
-      {:ok, {opened, damaged}} -> {:ok, %{opened: opened, damaged: damaged}}
-      {:error, %Error{reason: :locked}} -> {:ok, %{opened: 0, locked: 1}}
-      {:error, error} -> {:error, error}
-    end
+    with {:error, %Error{reason: :locked}} <-
+           Instance.transaction(instance, check, timeout: :infinity),
+         do: {:ok, %{locked: 1}}
   end
 
-  defp below(instance, :thread, thread), do: messages(instance, thread, nil, {0, 0})
-  defp below(_instance, _kind, _id), do: {:ok, %{opened: 0}}
-
-  defp messages(instance, thread, last, {opened, damaged}) do
-    case Instance.transaction(
-           instance,
-           &{{:ok, ThreadKeys.check(instance, &1, thread, last)}, []}
-         ) do
-      {:ok, {_, _, nil}} ->
-        {:ok, %{opened: opened, damaged: damaged}}
-
-      {:ok, {more, refused, last}} ->
-        messages(instance, thread, last, {opened + more, damaged + refused})
-
-      {:error, error} ->
-        {:error, error}
-    end
-  end
+  defp below(instance, :thread, thread), do: ThreadKeys.check(instance, thread)
+  defp below(_instance, _kind, _id), do: {:ok, %{}}
 end

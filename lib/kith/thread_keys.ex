@@ -118,7 +118,12 @@ defmodule Kith.ThreadKeys do
          [_ | _] = rows <- others(repo, thread, data_key, ArchivedMessages.cursor(last), @batch),
          keys = [{thread, previous}, {thread, data_key}],
          {:ok, results} <- native(instance, :thread_reseal, keys ++ [sealed(rows)]) do
-      {written, refused} = put(repo, Enum.zip(rows, results))
+      # Nothing where it was deleted or sealed anew meanwhile; the next round finds it if it has to be done still.
+      resealed =
+        for {{owner, {_, _, owner_key_id, place, content}}, result} <- Enum.zip(rows, results),
+            do: {owner, place, content, owner_key_id, result}
+
+      {written, refused} = ArchivedMessages.put_contents(repo, resealed)
       {:ok, {List.last(rows), written, refused}}
     else
       {:error, error} -> {:error, error}
@@ -131,20 +136,6 @@ defmodule Kith.ThreadKeys do
 
   defp sealed(rows),
     do: for({owner, {_, _, _, place, content}} <- rows, do: {owner, place, content})
-
-  defp put(repo, rows) do
-    Enum.reduce(rows, {0, 0}, fn
-      {{owner, {_, _, owner_key_id, place, content}}, {:ok, resealed}}, {written, refused} ->
-        id = place.message_id
-
-        # Nothing where it was deleted or sealed anew meanwhile; the next round finds it if it has to be done still.
-        changed = ArchivedMessages.put_content(repo, owner, id, content, resealed, owner_key_id)
-        {written + changed, refused}
-
-      {_row, {:error, _}}, {written, refused} ->
-        {written, refused + 1}
-    end)
-  end
 
   # Nothing when the thread has one key now, or a message that is not under it.
   defp forget(instance, thread) do
@@ -160,31 +151,44 @@ defmodule Kith.ThreadKeys do
     end)
   end
 
-  @doc "Opens messages of a thread and writes nothing: how many opened and how many did not, and the last one, or nil behind it."
-  @spec check(Instance.t(), Kith.Store.Repo.repo(), String.t(), term) ::
-          {non_neg_integer, non_neg_integer, term}
-  def check(instance, repo, thread, last) do
-    rows = ArchivedMessages.in_thread(repo, thread, nil, ArchivedMessages.cursor(last), @batch)
+  @doc "Opens the messages of a thread and writes nothing: how many opened and how many did not."
+  @spec check(Instance.t(), String.t()) ::
+          {:ok, %{opened: non_neg_integer, damaged: non_neg_integer}} | {:error, Error.t()}
+  def check(instance, thread), do: check(instance, thread, nil, %{opened: 0, damaged: 0})
 
-    {opened, damaged} =
-      rows
-      |> Enum.group_by(fn {_owner, {_, data_key, _, _, _}} -> data_key end)
-      |> Enum.reduce({0, 0}, fn {data_key, rows}, counts ->
-        key = {thread, data_key}
+  defp check(instance, thread, last, counts) do
+    case Instance.transaction(instance, &{{:ok, check_page(instance, &1, thread, last)}, []}) do
+      {:ok, {_, _, nil}} ->
+        {:ok, counts}
 
-        case Instance.sealed(instance, :thread_reseal, [key, key, sealed(rows)]) do
-          {:ok, results} -> Enum.reduce(results, counts, &count/2)
-          {:error, reason} when reason in [:panic, :unavailable] -> raise Error.new(reason)
-          {:error, _} -> {elem(counts, 0), elem(counts, 1) + length(rows)}
-        end
-      end)
+      {:ok, {opened, damaged, last}} ->
+        counts = %{opened: counts.opened + opened, damaged: counts.damaged + damaged}
+        check(instance, thread, last, counts)
 
-    {opened, damaged, List.last(rows)}
+      {:error, error} ->
+        {:error, error}
+    end
   end
 
-  @doc false
-  def count({:ok, _}, {opened, damaged}), do: {opened + 1, damaged}
-  def count({:error, _}, {opened, damaged}), do: {opened, damaged + 1}
+  defp check_page(instance, repo, thread, last) do
+    rows = ArchivedMessages.in_thread(repo, thread, nil, ArchivedMessages.cursor(last), @batch)
+
+    opened =
+      rows
+      |> Enum.group_by(fn {_owner, {_, data_key, _, _, _}} -> data_key end)
+      |> Enum.map(fn {data_key, rows} -> opened(instance, {thread, data_key}, rows) end)
+      |> Enum.sum()
+
+    {opened, length(rows) - opened, List.last(rows)}
+  end
+
+  defp opened(instance, key, rows) do
+    case Instance.sealed(instance, :thread_reseal, [key, key, sealed(rows)]) do
+      {:ok, results} -> Enum.count(results, &match?({:ok, _}, &1))
+      {:error, reason} when reason in [:panic, :unavailable] -> raise Error.new(reason)
+      {:error, _} -> 0
+    end
+  end
 
   defp native(instance, function, arguments),
     do: Error.from_native(Instance.sealed(instance, function, arguments))

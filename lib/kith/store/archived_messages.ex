@@ -350,7 +350,25 @@ defmodule Kith.Store.ArchivedMessages do
     for [device | row] <- Repo.rows(repo, sql, params), do: {device, message(row)}
   end
 
-  @doc "Writes a message as it is sealed anew. Returns 0 when it was not what is there."
+  @doc """
+  Writes messages as they are sealed anew, `{owner, place, content of before, id of the owner's key, result}` each. Returns how many
+  were written, and how many have an error for a result. The others were not what is there any more.
+  """
+  @spec put_contents(Repo.repo(), [
+          {Address.t(), place, binary, nil | binary, {:ok, binary} | {:error, term}}
+        ]) :: {written :: non_neg_integer, refused :: non_neg_integer}
+  def put_contents(repo, rows) do
+    Enum.reduce(rows, {0, 0}, fn
+      {owner, place, before, owner_key_id, {:ok, content}}, {written, refused} ->
+        changed = put_content(repo, owner, place.message_id, before, content, owner_key_id)
+        {written + changed, refused}
+
+      {_owner, _place, _before, _owner_key_id, {:error, _}}, {written, refused} ->
+        {written, refused + 1}
+    end)
+  end
+
+  @doc "Writes one of them. Returns 0 when it was not what is there."
   def put_content(repo, {user, device}, message_id, before, content, owner_key_id) do
     sql = """
     UPDATE kith.signal_archived_messages SET content = $5, owner_key_id = $6
