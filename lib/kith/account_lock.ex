@@ -14,6 +14,8 @@ defmodule Kith.AccountLock do
   # With what a key service may have put into it.
   @max_token 2_048
 
+  @none %{resealed: 0, refused: 0}
+
   @doc "Locks an account that is not."
   def lock_with_password(instance, user, password, options) do
     costs = Password.costs!(options)
@@ -39,8 +41,7 @@ defmodule Kith.AccountLock do
            :ok <- replace(instance, user, locked, data_key) do
         Native.account_close(unlocked)
         Unlocked.close(instance, user)
-        none = %{resealed: 0, refused: 0}
-        {:ok, nil, followed(none, KeyChange.own_archive(instance, user))}
+        {:ok, nil, followed(@none, KeyChange.own_archive(instance, user))}
       end
     end)
   end
@@ -54,7 +55,7 @@ defmodule Kith.AccountLock do
            arguments = [user, unlocked, new, costs],
            {:ok, relocked} <- in_turn(instance, :account_relock, arguments),
            :ok <- replace(instance, user, locked, relocked) do
-        {:ok, keep(instance, {user, relocked}, unlocked, options), %{resealed: 0, refused: 0}}
+        {:ok, keep(instance, {user, relocked}, unlocked, options), @none}
       end
     end)
   end
@@ -65,8 +66,6 @@ defmodule Kith.AccountLock do
       with {:ok, unlocked, locked} <- opened(instance, user, password),
            {:ok, locked} <- as_configured(instance, user, password, unlocked, locked) do
         expires_at = keep(instance, {user, locked}, unlocked, options)
-        # What did not follow when the account was locked, see `followed/2`.
-        KeyChange.own_archive(instance, user)
         after_unlocking(instance, user)
         {:ok, expires_at}
       end
@@ -178,7 +177,6 @@ defmodule Kith.AccountLock do
            {:ok, {unlocked, token_id, expires_at}} <- open_token(instance, user, bytes),
            :ok <- good?(instance, user, {data_key, bytes}, token_id) do
         until = keep(instance, {user, data_key}, unlocked, options, expires_at)
-        KeyChange.own_archive(instance, user)
         after_unlocking(instance, user)
         {:ok, until}
       end
@@ -257,8 +255,7 @@ defmodule Kith.AccountLock do
 
     Telemetry.span([:kith, :account, :reseal], metadata, fn ->
       result = fun.()
-      none = %{resealed: 0, refused: 0}
-      counts = with {:ok, _, counts} <- result, do: counts, else: (_ -> none)
+      counts = with {:ok, _, counts} <- result, do: counts, else: (_ -> @none)
       # Nothing of before stays beside it, as far as the database is ours.
       if match?({:ok, _, _}, result), do: Instance.empty_log(instance)
       result = with {:ok, expires_at, counts} <- result, do: {:ok, answer(expires_at, counts)}
@@ -362,8 +359,10 @@ defmodule Kith.AccountLock do
     Unlocked.put(instance, account, unlocked, min(until, latest || until))
   end
 
-  # What could not be made while it was locked.
+  # What did not follow when the account was locked, see `followed/2`, and what could not be made while it was.
   defp after_unlocking(instance, user) do
+    KeyChange.own_archive(instance, user)
+
     devices =
       Instance.transaction(instance, fn repo ->
         {{:ok,

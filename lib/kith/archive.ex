@@ -10,27 +10,26 @@ defmodule Kith.Archive do
   and sends no more. Returns how many there were.
   """
   def put_away(instance, repo, {user, _} = local, data_key, peer) do
-    case Sessions.fetch(repo, local, peer) do
-      %{state: nil} ->
-        0
+    session = Sessions.fetch(repo, local, peer)
+    put_away(instance, repo, {user, data_key}, local, peer, session)
+  end
 
-      session ->
-        archived = rows(instance, {user, data_key}, local, peer, session)
+  defp put_away(_instance, _repo, _account, _local, _peer, %{state: nil}), do: 0
 
-        now = Instance.now(instance)
+  defp put_away(instance, repo, account, local, peer, session) do
+    archived = rows(instance, account, local, peer, session)
+    now = Instance.now(instance)
 
-        if Sessions.drop_state(repo, local, peer, session.generation, now) != 1,
-          do: raise(Error.new(:stale))
+    if Sessions.drop_state(repo, local, peer, session.generation, now) != 1,
+      do: raise(Error.new(:stale))
 
-        Sessions.insert_archived(repo, local, archived, %{peer => session.renew_since})
-        1
-    end
+    Sessions.insert_archived(repo, local, archived, %{peer => session.renew_since})
+    1
   end
 
   @doc "Archives every session others have with a device whose keys are not the same any more."
   def put_away_all_with(instance, repo, address) do
-    for {local, data_key} <- Sessions.partners(repo, address),
-        data_key != nil,
+    for local <- Sessions.partners(repo, address),
         do: put_away_or_renew(instance, repo, local, address)
 
     :ok
@@ -39,11 +38,13 @@ defmodule Kith.Archive do
   # The session of an account that is locked cannot be put away, and of those many a key service is not asked. It sends no more
   # either way.
   defp put_away_or_renew(instance, repo, {user, _} = local, peer) do
-    # Whoever changes the key of that account holds its sessions: the key is read when this one is ours.
-    Sessions.fetch(repo, local, peer)
+    session = Sessions.fetch(repo, local, peer)
 
-    if data_key = Accounts.data_key(repo, user),
-      do: Instance.unwaited(fn -> put_away(instance, repo, local, data_key, peer) end)
+    # Whoever changes the key of that account holds its sessions: the key is read when this one is ours.
+    if data_key = Accounts.data_key(repo, user) do
+      account = {user, data_key}
+      Instance.unwaited(fn -> put_away(instance, repo, account, local, peer, session) end)
+    end
   rescue
     error in Error ->
       if error.reason not in [:locked, :unavailable], do: reraise(error, __STACKTRACE__)

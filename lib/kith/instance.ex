@@ -40,14 +40,14 @@ defmodule Kith.Instance do
   end
 
   @doc """
-  Takes what was deleted or written over out of the write-ahead log of SQLite, and out of the file. `:later` inside a transaction of the
-  application, `:busy` while another program reads; maintenance does it then. Of PostgreSQL it is the server's.
+  Empties the write-ahead log of SQLite. What was deleted or written over stands there, and in the file, until then. `:later` inside a transaction
+  of the application, where it is not deleted yet; `:failed` mostly because another program reads. PostgreSQL's log is the server's.
   """
-  @spec empty_log(t) :: :ok | :later | :busy
+  @spec empty_log(t) :: :ok | :later | :failed
   def empty_log(%__MODULE__{repo: %Kith.SQLite{} = repo}) do
     cond do
       Kith.SQLite.in_transaction?(repo) -> :later
-      match?({:error, _}, Kith.SQLite.checkpoint(repo)) -> :busy
+      match?({:error, _}, Kith.SQLite.checkpoint(repo)) -> :failed
       true -> :ok
     end
   end

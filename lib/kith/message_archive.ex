@@ -380,7 +380,7 @@ defmodule Kith.MessageArchive do
   def shred(instance, thread) do
     Telemetry.span([:kith, :archive, :shred], %{instance: instance.name}, fn ->
       deleted = delete_thread(instance, thread)
-      result = with {:ok, count} <- deleted, do: empty_log(instance, count)
+      result = with {:ok, count} <- deleted, do: emptied(instance, count)
 
       count =
         case deleted do
@@ -406,21 +406,13 @@ defmodule Kith.MessageArchive do
     end)
   end
 
-  # What was deleted stands in the write-ahead log of SQLite until it is copied into the file. Inside a transaction of
-  # the application it is not deleted yet.
-  defp empty_log(%{repo: %Kith.SQLite{} = repo}, count) do
-    with false <- Kith.SQLite.in_transaction?(repo),
-         {:error, _busy} <- Kith.SQLite.checkpoint(repo) do
-      detail =
-        "the thread is shredded, but its bytes are still in the write-ahead log: call again"
+  defp emptied(instance, count) do
+    detail = "the thread is shredded, but its bytes are still in the write-ahead log: call again"
 
-      {:error, Error.new(:storage, detail)}
-    else
-      _ -> {:ok, count}
-    end
+    if Instance.empty_log(instance) == :failed,
+      do: {:error, Error.new(:storage, detail)},
+      else: {:ok, count}
   end
-
-  defp empty_log(_instance, count), do: {:ok, count}
 
   @doc """
   Deletes at most `limit` messages whose time is over, and the keys under which nothing is left. Returns how many

@@ -25,17 +25,11 @@ defmodule Kith.Unlocked do
   def account(%Instance{unlocked: table} = instance, {user, data_key} = account)
       when is_locked(data_key) and table != nil do
     case :ets.lookup(table, user) do
-      [{^user, ^data_key, unlocked, expires_at}] ->
-        if expires_at > Instance.now(instance) do
-          {user, unlocked}
-        else
-          close(instance, user)
-          account
-        end
-
-      # Either the caller has read the account before its key was stored anew here, or somebody else has stored it anew.
       [{^user, kept, unlocked, expires_at}] ->
-        if expires_at > Instance.now(instance) and stored?(instance, user, kept) do
+        # If it is another one, either the caller has read the account before its key was stored anew here, or somebody else has
+        # stored it anew.
+        if expires_at > Instance.now(instance) and
+             (kept == data_key or stored?(instance, user, kept)) do
           {user, unlocked}
         else
           close(instance, user)

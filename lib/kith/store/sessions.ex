@@ -278,17 +278,15 @@ defmodule Kith.Store.Sessions do
     Repo.execute(repo, sql, pair(local, peer) ++ [now])
   end
 
-  @doc "The devices that have a session with a device, and their users' wrapped data keys."
+  @doc "The devices that have a session with a device."
   def partners(repo, {user, device}) do
     sql = """
-    SELECT s.user_id, s.device_id, a.data_key
-    FROM kith.signal_sessions s LEFT JOIN kith.signal_accounts a ON a.user_id = s.user_id
-    WHERE s.peer_id = $1 AND s.peer_device_id = $2 AND s.state IS NOT NULL
-    ORDER BY s.user_id, s.device_id
+    SELECT user_id, device_id FROM kith.signal_sessions
+    WHERE peer_id = $1 AND peer_device_id = $2 AND state IS NOT NULL ORDER BY user_id, device_id
     """
 
-    for [partner, partner_device, data_key] <- Repo.rows(repo, sql, [user, device]),
-        do: {{partner, partner_device}, data_key}
+    for [partner, partner_device] <- Repo.rows(repo, sql, [user, device]),
+        do: {partner, partner_device}
   end
 
   @doc "`{session_id, position, state}` of the archived sessions, the newest first."
