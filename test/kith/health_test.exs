@@ -29,12 +29,7 @@ defmodule Kith.HealthTest do
     assert {:ok, %{store: :ok, vault: :ok}} = Kith.health(kith)
     assert dump(kith) == before
     stop_kith!(kith)
-
-    other = start_kith!(database: database, keys: [current: {"other", {:key, <<7::256>>}}])
-    assert {:ok, %{store: :ok, vault: :key_not_found}} = Kith.health(other)
-    stop_kith!(other)
-    wrong = start_kith!(database: database, keys: [current: {"test", {:key, <<7::256>>}}])
-    assert {:ok, %{store: :ok, vault: :corrupted_state}} = Kith.health(wrong)
+    needs_its_key(database)
   end
 
   @tag store: :sqlite
@@ -43,10 +38,12 @@ defmodule Kith.HealthTest do
     kith = start_kith!(database: database)
     register!(kith, ["anna"])
     stop_kith!(kith)
+    needs_its_key(database)
+  end
 
+  defp needs_its_key(database) do
     other = start_kith!(database: database, keys: [current: {"other", {:key, <<7::256>>}}])
     assert {:ok, %{store: :ok, vault: :key_not_found}} = Kith.health(other)
-
     stop_kith!(other)
     wrong = start_kith!(database: database, keys: [current: {"test", {:key, <<7::256>>}}])
     assert {:ok, %{store: :ok, vault: :corrupted_state}} = Kith.health(wrong)

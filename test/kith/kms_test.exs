@@ -141,7 +141,7 @@ defmodule Kith.KMSTest do
       KMSProcess.fault(kms, "slow 60000")
       waiting = Task.async(fn -> Kith.encrypt(kith, "cleo", "ada", "hello") end)
       # It has been asked when its connection is there.
-      eventually(fn -> Task.yield(waiting, 100) == nil end)
+      assert Task.yield(waiting, 100) == nil
       assert send!(kith, "ada", "ben", "meanwhile") == "meanwhile"
       assert Task.yield(waiting, 0) == nil
       Task.shutdown(waiting, :brutal_kill)
@@ -150,8 +150,6 @@ defmodule Kith.KMSTest do
 
   # How many keys the service has made.
   defp asked(kms), do: length(Path.wildcard(Path.join(kms.folder, "keys/*.dek")))
-
-  defp eventually(fun), do: if(fun.(), do: :ok, else: eventually(fun))
 
   describe "while the key service is away" do
     test "messages go on with the keys that are open; then it is :unavailable, until it is back",
@@ -554,7 +552,7 @@ defmodule Kith.KMSTest do
       KMSProcess.fault(kms, "slow 60000")
       forget!(kith)
       rotating = Task.async(fn -> Kith.rotate_keys(kith) end)
-      eventually(fn -> Task.yield(rotating, 100) == nil end)
+      assert Task.yield(rotating, 100) == nil
       # A writer is not kept waiting.
       assert sql!(kith, "UPDATE signal_accounts SET kek_id = kek_id") == 2
       assert Task.yield(rotating, 0) == nil

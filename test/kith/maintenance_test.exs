@@ -786,14 +786,6 @@ defmodule Kith.MaintenanceTest do
           kith,
           "SELECT task, finished_at FROM signal_maintenance WHERE finished_at IS NOT NULL ORDER BY task"
         )
-
-    defp eventually(fun, tries \\ 600) do
-      cond do
-        fun.() -> :ok
-        tries == 0 -> flunk("it did not come to that")
-        true -> Process.sleep(50) && eventually(fun, tries - 1)
-      end
-    end
   end
 
   defmodule Used do

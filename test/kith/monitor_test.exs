@@ -26,15 +26,6 @@ defmodule Kith.MonitorTest do
   defp handlers,
     do: for(%{id: {Monitor, pid}} <- :telemetry.list_handlers([:kith]), uniq: true, do: pid)
 
-  # Waits for what another process does soon, and fails when it does not.
-  defp eventually(fun, attempts \\ 500) do
-    cond do
-      fun.() -> :ok
-      attempts == 0 -> flunk("it did not happen")
-      true -> Process.sleep(10) && eventually(fun, attempts - 1)
-    end
-  end
-
   # A rule that fires while a switch is on.
   defp switched(name, settings \\ []) do
     switch = :atomics.new(1, [])

@@ -118,6 +118,15 @@ defmodule Kith.Case do
   def send!(name, from, to, plaintext),
     do: Kith.decrypt!(name, to, encrypt_one!(name, from, to, plaintext))
 
+  @doc "Waits until it is so, and fails when it does not come to that in half a minute."
+  def eventually(fun, tries \\ 1_500) do
+    cond do
+      fun.() -> :ok
+      tries == 0 -> ExUnit.Assertions.flunk("it did not come to that")
+      true -> Process.sleep(20) && eventually(fun, tries - 1)
+    end
+  end
+
   @doc "Encrypts a message for the one device its recipient has."
   def encrypt_one!(name, from, to, plaintext) do
     [envelope] = Kith.encrypt!(name, from, to, plaintext)

@@ -8,10 +8,7 @@ import {until} from "./support/until.mjs"
 let anna, ben, conversation
 
 const the = chat(async the => {
-  ;[anna, ben] = await the.people("anna", "ben")
-  await anna.addContact(ben)
-  conversation = anna.path
-  await ben.enter("Anna")
+  ;[anna, ben, conversation] = await the.pair("anna", "ben")
   await anna.say("Hello Ben.")
 }, {FAMILY_CHAT_LOCK_AFTER: "3", FAMILY_CHAT_SWEEP_EVERY: "1", FAMILY_CHAT_ASK_AGAIN: "1"})
 

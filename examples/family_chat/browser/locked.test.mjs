@@ -7,10 +7,7 @@ let anna, ben, conversation
 
 // Four seconds without an open page are a time without use, here.
 const the = chat(async the => {
-  ;[anna, ben] = await the.people("anna", "ben")
-  await anna.addContact(ben)
-  conversation = anna.path
-  await ben.enter("Anna")
+  ;[anna, ben, conversation] = await the.pair("anna", "ben")
   await anna.say("Hello Ben.")
   await ben.say("Hello Anna.")
 }, {FAMILY_CHAT_LOCK_AFTER: "4", FAMILY_CHAT_SWEEP_EVERY: "1"})

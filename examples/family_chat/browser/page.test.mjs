@@ -6,9 +6,7 @@ import {until} from "./support/until.mjs"
 let anna, ben
 
 const the = chat(async the => {
-  ;[anna, ben] = await the.people("anna", "ben")
-  await anna.addContact(ben)
-  await ben.enter("Anna")
+  ;[anna, ben] = await the.pair("anna", "ben")
   await anna.say("Are you coming to the concert on Thursday, or is it too late for the children?")
   await ben.say("We are coming, all four of us.")
 })

@@ -13,10 +13,7 @@ const file = join(folder, "anna.kith")
 let anna, ben, conversation, words, digits
 
 const the = chat(async the => {
-  ;[anna, ben] = await the.people("anna", "ben")
-  await anna.addContact(ben)
-  conversation = anna.path
-  await ben.enter("Anna")
+  ;[anna, ben, conversation] = await the.pair("anna", "ben")
   await anna.say("This is worth keeping.")
   await ben.say("And so is this.")
   await anna.sees("And so is this.")

@@ -138,26 +138,22 @@ pub(crate) trait Stream: Read + Write {
     fn write_within(&mut self, left: Duration, bytes: &[u8]) -> io::Result<usize>;
 }
 
-impl Stream for TcpStream {
-    fn read_within(&mut self, left: Duration, buffer: &mut [u8]) -> io::Result<usize> {
-        self.set_read_timeout(Some(left))?;
-        self.read(buffer)
-    }
+// Both have the same methods, and no trait of the standard library has them.
+macro_rules! stream {
+    ($stream:ty) => {
+        impl Stream for $stream {
+            fn read_within(&mut self, left: Duration, buffer: &mut [u8]) -> io::Result<usize> {
+                self.set_read_timeout(Some(left))?;
+                self.read(buffer)
+            }
 
-    fn write_within(&mut self, left: Duration, bytes: &[u8]) -> io::Result<usize> {
-        self.set_write_timeout(Some(left))?;
-        self.write(bytes)
-    }
+            fn write_within(&mut self, left: Duration, bytes: &[u8]) -> io::Result<usize> {
+                self.set_write_timeout(Some(left))?;
+                self.write(bytes)
+            }
+        }
+    };
 }
 
-impl Stream for UnixStream {
-    fn read_within(&mut self, left: Duration, buffer: &mut [u8]) -> io::Result<usize> {
-        self.set_read_timeout(Some(left))?;
-        self.read(buffer)
-    }
-
-    fn write_within(&mut self, left: Duration, bytes: &[u8]) -> io::Result<usize> {
-        self.set_write_timeout(Some(left))?;
-        self.write(bytes)
-    }
-}
+stream!(TcpStream);
+stream!(UnixStream);

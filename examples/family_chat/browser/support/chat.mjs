@@ -47,6 +47,14 @@ export class Chat {
     return people
   }
 
+  // Two contacts who have their conversation open, and its address.
+  async pair(...names) {
+    const [one, other] = await this.people(...names)
+    await one.addContact(other)
+    await other.enter(one.display)
+    return [one, other, one.path]
+  }
+
   // A conversation of all of them, which everyone has open.
   async family(title, people) {
     const [first, ...others] = people
