@@ -66,19 +66,19 @@ defmodule Kith.Instance do
   """
   @spec transaction(t, (Repo.repo() -> {result, [Telemetry.recorded()]}), keyword) :: result
         when result: {:ok, term} | {:error, Error.t()}
-  def transaction(instance, fun, options \\ [])
-
-  def transaction(%__MODULE__{kms: nil} = instance, fun, options),
-    do: attempt(instance, fun, options)
-
-  def transaction(%__MODULE__{repo: repo} = instance, fun, options) do
+  def transaction(%__MODULE__{kms: kms, repo: repo} = instance, fun, options \\ []) do
     # A transaction of the application's is not ours to begin anew. What is not open then is :unavailable.
-    if Repo.in_transaction?(repo),
-      do: attempt(instance, fun, options),
-      else: warming(instance, fun, options, @restarts)
+    {result, records} =
+      if kms == nil or Repo.in_transaction?(repo),
+        do: attempt(instance, fun, options),
+        else: warming(instance, fun, options, @restarts)
+
+    # When nothing is begun anew any more: whoever listens may call Kith.
+    Telemetry.emit(records)
+    result
   end
 
-  defp warming(_instance, _fun, _options, 0), do: {:error, Error.new(:unavailable)}
+  defp warming(_instance, _fun, _options, 0), do: {{:error, Error.new(:unavailable)}, []}
 
   defp warming(instance, fun, options, restarts) do
     Process.put(@cold, instance.name)
@@ -95,7 +95,7 @@ defmodule Kith.Instance do
     with {@cold, needs} <- outcome do
       case Client.warm(instance, needs) do
         :ok -> warming(instance, fun, options, restarts - 1)
-        {:error, reason} -> {:error, Error.new(reason)}
+        {:error, reason} -> {{:error, Error.new(reason)}, []}
       end
     end
   end
@@ -105,15 +105,14 @@ defmodule Kith.Instance do
 
     case Repo.transaction(repo, attempts, fn -> {:ok, fun.(repo)} end, options) do
       {:ok, {result, records}} ->
-        Telemetry.emit(records)
-        result
+        {result, records}
 
       {:error, %Error{reason: :panic, detail: "in the database"}} = error ->
         Telemetry.panic(instance, :sqlite)
-        error
+        {error, []}
 
       {:error, error} ->
-        {:error, error}
+        {{:error, error}, []}
     end
   end
 

@@ -465,6 +465,25 @@ defmodule Kith.TelemetryTest do
     assert_received {:counted, count} when count in 4..5
   end
 
+  # It is called when the transaction is over, which nothing begins anew then.
+  test "a handler may open what a key service has to open first" do
+    kms = Kith.Test.KMSProcess.start!(tmp_dir!())
+    source = {:kms, url: Kith.Test.KMSProcess.url(kms), timeout: 20_000}
+    kith = start_kith!(keys: [current: {"kms", source}])
+    register!(kith, ~w(anna ben cleo))
+    instance = Kith.Instance.fetch!(kith)
+    cleo = {"cleo", Kith.Store.Accounts.data_key(instance.repo, "cleo")}
+    claim = [:kith, :prekeys, :claim, :stop]
+    :ok = :telemetry.attach("sealing", claim, &__MODULE__.seal/4, {self(), instance, cleo})
+    on_exit(fn -> :telemetry.detach("sealing") end)
+
+    :ok = Native.kms_forget(instance.vault)
+    assert send!(kith, "anna", "ben", "x") == "x"
+    assert_received {:sealed, {:ok, _}}
+    refute_received {:sealed, _}
+    assert "sealing" in for(%{id: id} <- :telemetry.list_handlers(claim), do: id)
+  end
+
   defp use_keys_of_services(kith) do
     {:ok, key, seed} = Kith.Test.SignedClient.register(kith, "till")
     {:ok, message} = Kith.Signed.verify(kith, request(key, seed), audience: "orders")
@@ -552,6 +571,9 @@ defmodule Kith.TelemetryTest do
 
   def forward(event, measurements, metadata, pid),
     do: send(pid, {:event, event, measurements, metadata})
+
+  def seal(_event, _measurements, _metadata, {pid, instance, account}),
+    do: send(pid, {:sealed, Kith.Instance.sealed(instance, :self_seal, [account, "x"])})
 
   def count(_event, _measurements, %{instance: instance, user_id: user}, pid),
     do: send(pid, {:counted, Kith.prekey_count!(instance, user)})
