@@ -192,8 +192,8 @@ defmodule Kith.KeyChange do
           rows ->
             account = {user, data_key}
             counts = own_rows(instance, repo, account, {wanted, key}, rows)
-            {_device, {_, _, _, place, _}} = List.last(rows)
-            {:ok, {{place.position, place.message_id}, counts, length(rows)}}
+            {device, {_, _, _, place, _}} = List.last(rows)
+            {:ok, {{device, place.message_id}, counts, length(rows)}}
         end
     end
   end

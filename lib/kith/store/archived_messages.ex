@@ -328,12 +328,16 @@ defmodule Kith.Store.ArchivedMessages do
 
   @doc """
   Messages of a user that do not lie under the data key of the account that they should: `wanted` is its id, or nil for none. A
-  number of them behind a place, with their devices.
+  number of them with their devices, behind the device and the message id of another, in the order of the index of these.
   """
-  @spec misowned(Repo.repo(), Address.user(), nil | binary, key, pos_integer) :: [
-          {Address.device(), message}
-        ]
-  def misowned(repo, user, wanted, {position, message_id}, limit) do
+  @spec misowned(
+          Repo.repo(),
+          Address.user(),
+          nil | binary,
+          {Address.device(), binary},
+          pos_integer
+        ) :: [{Address.device(), message}]
+  def misowned(repo, user, wanted, {device, message_id}, limit) do
     {condition, params} =
       if wanted,
         do: {"(owner_key_id IS NULL OR owner_key_id <> $5)", [{:blob, wanted}]},
@@ -342,11 +346,11 @@ defmodule Kith.Store.ArchivedMessages do
     sql = """
     SELECT m.device_id, #{@columns}
     FROM kith.signal_archived_messages m JOIN kith.signal_threads t ON t.thread_id = m.thread_id
-    WHERE m.user_id = $1 AND (m.position, m.message_id) > ($3, $4) AND #{condition}
-    ORDER BY m.position, m.message_id LIMIT $2
+    WHERE m.user_id = $1 AND (m.device_id, m.message_id) > ($3, $4) AND #{condition}
+    ORDER BY m.device_id, m.message_id LIMIT $2
     """
 
-    params = [user, limit, position, {:blob, message_id} | params]
+    params = [user, limit, device, {:blob, message_id} | params]
     for [device | row] <- Repo.rows(repo, sql, params), do: {device, message(row)}
   end
 
