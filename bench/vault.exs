@@ -2,8 +2,8 @@
 #
 #     MIX_ENV=prod mix run --no-start bench/vault.exs
 #
-# Both are called alternately in one run, so that what disturbs one disturbs the other, and medians are compared. The target of
-# Kith's own format is 1.5 for a megabyte.
+# Both are called alternately in one run, so that what disturbs one disturbs the other, and medians are compared. The
+# target is 1.5 for a megabyte, in every format.
 
 defmodule Bench.Vault do
   use Kith.Vault, otp_app: :kith

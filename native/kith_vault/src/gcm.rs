@@ -1,7 +1,11 @@
 //! AES-256-GCM (NIST SP 800-38D) for fields, with nonces of 12 bytes and of 16.
 //!
 //! A field may be a megabyte. On processors that have what it needs, graviola's stitched assembly takes a third of the time of
-//! the portable code; it knows nonces of 12 bytes only. Both make the same bytes, which a test asserts.
+//! the portable code. It knows nonces of 12 bytes only; with 16 it does the hash of long texts ([`long_nonce`]). All make the
+//! same bytes, which tests assert.
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod long_nonce;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::sync::LazyLock;
@@ -13,6 +17,8 @@ use aes_gcm::{
 };
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use self::long_nonce::LongNonce;
 use crate::aead_key::{KEY_BYTES, TAG_BYTES};
 
 type Aes256Gcm16 = AesGcm<Aes256, U16>;
@@ -34,6 +40,8 @@ pub(crate) struct NotAuthentic;
 pub(crate) enum Gcm {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Assembly12(Box<graviola::aead::AesGcm>),
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Assembly16(Box<LongNonce>),
     Portable12(Box<Aes256Gcm>),
     Portable16(Box<Aes256Gcm16>),
 }
@@ -52,6 +60,14 @@ impl Gcm {
     }
 
     pub(crate) fn with_16_byte_nonces(key: &[u8; KEY_BYTES]) -> Self {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if *HAS_ASSEMBLY {
+            return Self::Assembly16(Box::new(LongNonce::new(key)));
+        }
+        Self::portable_16(key)
+    }
+
+    fn portable_16(key: &[u8; KEY_BYTES]) -> Self {
         Self::Portable16(Box::new(Aes256Gcm16::new(key.into())))
     }
 
@@ -59,6 +75,8 @@ impl Gcm {
         match self {
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Self::Assembly12(_) => 12,
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Self::Assembly16(_) => 16,
             Self::Portable12(_) => 12,
             Self::Portable16(_) => 16,
         }
@@ -82,6 +100,8 @@ impl Gcm {
                 key.encrypt(nonce, associated_data, text, &mut tag);
                 Ok(tag)
             }
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Self::Assembly16(key) => key.encrypt(nonce, associated_data, text),
             Self::Portable12(key) => portable_encrypt(&**key, nonce, associated_data, text),
             Self::Portable16(key) => portable_encrypt(&**key, nonce, associated_data, text),
         }
@@ -105,6 +125,8 @@ impl Gcm {
                     key.decrypt(nonce, associated_data, text, tag)
                         .map_err(|_| NotAuthentic)
                 }),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Self::Assembly16(key) => key.decrypt(nonce, associated_data, text, tag),
             Self::Portable12(key) => portable_decrypt(&**key, nonce, associated_data, text, tag),
             Self::Portable16(key) => portable_decrypt(&**key, nonce, associated_data, text, tag),
         };
@@ -153,14 +175,18 @@ mod tests {
 
     use super::*;
 
-    fn all(key: &[u8; KEY_BYTES]) -> [Gcm; 2] {
+    fn of_12(key: &[u8; KEY_BYTES]) -> [Gcm; 2] {
         [Gcm::with_12_byte_nonces(key), Gcm::portable_12(key)]
+    }
+
+    fn of_16(key: &[u8; KEY_BYTES]) -> [Gcm; 2] {
+        [Gcm::with_16_byte_nonces(key), Gcm::portable_16(key)]
     }
 
     #[test]
     fn wycheproofs_vectors_pass_with_nonces_of_12_and_of_16_bytes() {
         let set = TestSet::load(TestName::AesGcm).unwrap();
-        let (mut of_12, mut of_16) = (0, 0);
+        let (mut with_12, mut with_16) = (0, 0);
         for group in &set.test_groups {
             for test in &group.tests {
                 let Ok(key) = <&[u8; KEY_BYTES]>::try_from(test.key.as_slice()) else {
@@ -169,8 +195,8 @@ mod tests {
                 let (Ok(tag), ciphers) = (
                     test.tag.as_slice().try_into(),
                     match group.nonce_size {
-                        96 => Vec::from(all(key)),
-                        128 => vec![Gcm::with_16_byte_nonces(key)],
+                        96 => of_12(key),
+                        128 => of_16(key),
                         _ => continue,
                     },
                 ) else {
@@ -194,36 +220,90 @@ mod tests {
                     assert_eq!((made, text), (Some(tag), test.ct.to_vec()));
                 }
                 match group.nonce_size {
-                    96 => of_12 += 1,
-                    _ => of_16 += 1,
+                    96 => with_12 += 1,
+                    _ => with_16 += 1,
                 }
             }
         }
-        assert!(of_12 > 60, "{of_12}");
-        assert!(of_16 > 0, "{of_16}");
+        assert!(with_12 > 60, "{with_12}");
+        assert!(with_16 > 0, "{with_16}");
+    }
+
+    /// What is made of a text by each, which the other opens.
+    fn compare(ciphers: &[Gcm; 2], nonce: &[u8], associated_data: &[u8], text: &[u8]) {
+        let [(made, tag), other] = ciphers.each_ref().map(|cipher| {
+            let mut made = text.to_vec();
+            let tag = cipher.encrypt(nonce, associated_data, &mut made).ok();
+            (made, tag.unwrap())
+        });
+        let lengths = (associated_data.len(), text.len());
+        assert!((&made, tag) == (&other.0, other.1), "{lengths:?}");
+
+        for cipher in ciphers {
+            let mut opened = made.clone();
+            let ok = cipher.decrypt(nonce, associated_data, &mut opened, &tag);
+            assert!(ok.is_ok() && opened == text, "{lengths:?}");
+        }
     }
 
     #[test]
     fn assembly_and_portable_code_make_the_same_bytes_of_every_length() {
-        let ciphers = all(&[7; KEY_BYTES]);
-        for length in (0..300).chain([1_023, 4_096, 4_097, 65_535]) {
-            let plaintext: Vec<u8> = (0..=250).cycle().take(length).collect();
-            let made = ciphers.each_ref().map(|cipher| {
-                let mut text = plaintext.clone();
-                let tag = cipher.encrypt(&[9; 12], b"data", &mut text).ok();
-                (text, tag)
-            });
-            assert_eq!(made[0], made[1], "{length} bytes");
+        let text: Vec<u8> = (0..=250).cycle().take(1 << 20).collect();
+        for (ciphers, nonce) in [
+            (of_12(&[7; KEY_BYTES]), &[9; 12][..]),
+            (of_16(&[7; KEY_BYTES]), &[9; 16]),
+        ] {
+            // Around where the hash of graviola begins, too.
+            for length in (0..300).chain(8_000..8_300).chain([65_535, 1 << 20]) {
+                compare(&ciphers, nonce, b"data", &text[..length]);
+            }
+            for length in 0..70 {
+                compare(&ciphers, nonce, &text[..length], &text[..8_200]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_changed_in_a_long_text_does_not_open() {
+        for (cipher, nonce) in [
+            (Gcm::with_12_byte_nonces(&[7; KEY_BYTES]), &[9; 12][..]),
+            (Gcm::with_16_byte_nonces(&[7; KEY_BYTES]), &[9; 16]),
+        ] {
+            let mut made = vec![3; 20_000];
+            let tag = cipher.encrypt(nonce, b"AES256GCM", &mut made).ok().unwrap();
+            let refused = |associated_data: &[u8], text: &[u8], tag: &[u8; TAG_BYTES]| {
+                let mut text = text.to_vec();
+                assert!(
+                    cipher
+                        .decrypt(nonce, associated_data, &mut text, tag)
+                        .is_err()
+                );
+                assert!(text.iter().all(|&byte| byte == 0));
+            };
+            for at in [0, 1, 15, 16, 9_999, 19_999] {
+                let mut changed = made.clone();
+                changed[at] ^= 0x80;
+                refused(b"AES256GCM", &changed, &tag);
+            }
+            for at in 0..TAG_BYTES {
+                let mut changed = tag;
+                changed[at] ^= 1;
+                refused(b"AES256GCM", &made, &changed);
+            }
+            refused(b"AES256GCN", &made, &tag);
+            refused(b"AES256GC", &made, &tag);
+            refused(b"AES256GCM", &made[..19_999], &tag);
+            refused(b"AES256GCM", &[made.as_slice(), &[0]].concat(), &tag);
         }
     }
 
     #[test]
     fn a_nonce_of_another_length_is_refused() {
         let key = [7; KEY_BYTES];
-        for (cipher, length) in all(&key)
+        for (cipher, length) in of_12(&key)
             .into_iter()
             .map(|cipher| (cipher, 16))
-            .chain([(Gcm::with_16_byte_nonces(&key), 12)])
+            .chain(of_16(&key).into_iter().map(|cipher| (cipher, 12)))
         {
             assert_ne!(cipher.nonce_len(), length);
             assert!(cipher.encrypt(&vec![0; length], b"", &mut [0]).is_err());
@@ -247,13 +327,15 @@ mod tests {
             bytes
         }
 
-        for cipher in [
-            Gcm::with_12_byte_nonces(&[0x5a; KEY_BYTES]),
-            Gcm::with_16_byte_nonces(&[0x5a; KEY_BYTES]),
-        ] {
+        for cipher in of_12(&[0x5a; KEY_BYTES])
+            .into_iter()
+            .chain(of_16(&[0x5a; KEY_BYTES]))
+        {
             let (address, length): (*const u8, usize) = match &cipher {
                 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
                 Gcm::Assembly12(key) => ((&raw const **key).cast(), size_of_val(&**key)),
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                Gcm::Assembly16(key) => ((&raw const **key).cast(), size_of_val(&**key)),
                 Gcm::Portable12(key) => ((&raw const **key).cast(), size_of_val(&**key)),
                 Gcm::Portable16(key) => ((&raw const **key).cast(), size_of_val(&**key)),
             };
