@@ -8,11 +8,12 @@ defmodule Bench.Native do
 
   def start do
     {:ok, vault} =
-      Native.vault_open("bench", [{"bench", {:key, :crypto.strong_rand_bytes(32)}}], %{
-        keys: 16,
-        lifetime: 1_000,
-        concurrency: 4
-      })
+      Native.vault_open(
+        "bench",
+        [{"bench", {:key, :crypto.strong_rand_bytes(32)}}],
+        %{keys: 16, lifetime: 1_000, concurrency: 4},
+        :aes_256_gcm
+      )
 
     anna = person(vault, "anna")
     ben = person(vault, "ben")

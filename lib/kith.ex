@@ -948,6 +948,9 @@ defmodule Kith do
   @doc """
   Wraps data keys anew under the current key-encryption key, after `:keys` has got another one. See the guide to the vault.
 
+  After `:cipher` was changed, accounts and threads whose data key seals with the other one get another data key too, as `rotate_data_key/2` and
+  `rotate_thread_key/2` do it. Accounts with a password keep theirs: only their user can change it.
+
   All accounts, locked ones too, all threads, and the keys of the service itself, a hundred in a transaction, while traffic goes on; with
   a key service one by one, and the service is asked between transactions. What is done is done: a call
   that was interrupted is called again, on any node. What does not open is not written, and counted as `:refused`; when nothing was,
@@ -978,7 +981,8 @@ defmodule Kith do
     * `:opened` - keys and rows that opened. What an account with a password keeps in the archive is opened as far as its thread's key goes;
     * `:damaged` - those that did not, and data keys under a key-encryption key that is not there. What lies below such a key is not counted;
     * `:locked` - accounts that were locked: their keys opened as far as the server's keys go, their rows were passed over;
-    * `:outdated` - data keys that are not under the current key-encryption key.
+    * `:outdated` - data keys that are not under the current key-encryption key, or do not seal with the `:cipher` of the instance and are
+      under no password.
 
   Errors: those of the machinery.
   """

@@ -27,7 +27,7 @@ defmodule Kith.Native do
   def panic_arm(_nif_name, _count), do: not_loaded()
 
   # vault
-  def vault_open(_current_id, _keys, _limits), do: not_loaded()
+  def vault_open(_current_id, _keys, _limits, _cipher), do: not_loaded()
   def account_create(_vault, _user), do: not_loaded()
   def self_seal(_vault, _account, _plaintext), do: not_loaded()
   def self_open(_vault, _account, _sealed), do: not_loaded()

@@ -26,7 +26,11 @@ defmodule Kith.Options do
         * `{:key, <<_::256>>}` - the bytes themselves. They then lie in the memory of the VM, and in the
           options of the supervisor: for tests.
 
-      Variables, files and answers of a key service are read by the native library and never become an Elixir term.
+    * `:cipher` - what data keys seal rows with that are drawn from now on: `:aes_256_gcm` (default), or `:chacha20_poly1305` for
+      a processor without AES instructions. Data keys that are there keep theirs, and rows of both open;
+      `Kith.rotate_keys/2` gives them a successor.
+
+  Variables, files and answers of a key service are read by the native library and never become an Elixir term.
 
   ## Key services
 
@@ -141,6 +145,7 @@ defmodule Kith.Options do
   defstruct name: Kith,
             keys: nil,
             key_cache: [],
+            cipher: :aes_256_gcm,
             database: "kith.db",
             repo: nil,
             prefix: nil,
@@ -179,6 +184,7 @@ defmodule Kith.Options do
           name: term,
           keys: keyword,
           key_cache: keyword,
+          cipher: :aes_256_gcm | :chacha20_poly1305,
           database: Path.t() | :memory,
           repo: nil | module,
           prefix: nil | String.t(),
@@ -303,6 +309,7 @@ defmodule Kith.Options do
       name: :any,
       keys: {:custom, &keys/1},
       key_cache: {:custom, &key_cache/1},
+      cipher: {:one_of, [:aes_256_gcm, :chacha20_poly1305]},
       database: {:custom, &database/1},
       repo: {:module, [query: 3, transaction: 2]},
       prefix: {:custom, &Kith.Store.Repo.prefix/1},

@@ -5,7 +5,7 @@ defmodule Kith.Rotation do
 
   alias Kith.{AccountLock, Error, Instance, KeyChange, Telemetry, ThreadKeys}
   alias Kith.KMS.Client
-  alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo, ServiceKeys}
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo, ServiceKeys, WrappedKey}
 
   @batch 100
 
@@ -226,14 +226,15 @@ defmodule Kith.Rotation do
 
   defp count(counts, key), do: Map.update!(counts, key, &(&1 + 1))
 
-  # The age policy, an account or a thread at a time. A thread whose messages have not all followed to a key of theirs is
-  # finished, however old it is.
+  # Data keys that are older than asked, or of another cipher than is configured, an account or a thread at a time. A thread whose
+  # messages have not all followed to a key of theirs is finished, however old it is.
   defp replace_old(instance, kind, counts, options) do
     before = if seconds = options[:older_than], do: Instance.now(instance) - seconds * 1_000
+    outdated = {before, instance.options.cipher}
     dry_run? = Keyword.get(options, :dry_run, false)
 
     pages("", counts, options, fn place, counts ->
-      old = &{{:ok, &1 |> old_rows(kind, place, before) |> behind(place)}, []}
+      old = &{{:ok, &1 |> old_rows(kind, place, outdated) |> behind(place)}, []}
 
       with {:ok, found} <- Instance.transaction(instance, old),
            {:ok, counts} <- in_turn(found, counts, &replace(instance, kind, &1, dry_run?, &2)),
@@ -241,14 +242,12 @@ defmodule Kith.Rotation do
     end)
   end
 
-  defp old_rows(_repo, :account, _place, nil), do: []
+  defp old_rows(repo, :account, place, outdated),
+    do: for(user <- Keys.old(repo, place, outdated, @batch), do: {user, :replace})
 
-  defp old_rows(repo, :account, place, before),
-    do: for(user <- Keys.old(repo, place, before, @batch), do: {user, :replace})
-
-  defp old_rows(repo, :thread, place, before) do
-    for {thread, drawn_at} <- ArchivedMessages.old(repo, place, before, @batch) do
-      old? = before != nil and drawn_at < before
+  defp old_rows(repo, :thread, place, {before, cipher} = outdated) do
+    for {thread, data_key, drawn_at} <- ArchivedMessages.old(repo, place, outdated, @batch) do
+      old? = (before != nil and drawn_at < before) or WrappedKey.of_another?(data_key, cipher)
       {thread, if(old?, do: :replace, else: :finish)}
     end
   end
@@ -308,13 +307,18 @@ defmodule Kith.Rotation do
     with {:ok, found} when is_atom(found) <-
            answered(instance, kind, row, [dry_run: true], 4),
          {:ok, below} <- below(instance, kind, id) do
-      outdated = if found == :rewrapped, do: 1, else: 0
+      outdated = if found == :rewrapped or of_another?(instance, kind, row), do: 1, else: 0
       {:ok, counts |> add(%{opened: 1, outdated: outdated}) |> add(below)}
     else
       {:ok, {:refused, _reason}} -> {:ok, add(counts, %{damaged: 1})}
       {:error, error} -> {:error, error}
     end
   end
+
+  defp of_another?(instance, kind, {_id, key}) when kind in [:account, :thread],
+    do: WrappedKey.of_another?(key, instance.options.cipher)
+
+  defp of_another?(_instance, _kind, _row), do: false
 
   defp add(counts, more), do: Map.merge(counts, more, fn _, a, b -> a + b end)
 

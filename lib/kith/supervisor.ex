@@ -51,7 +51,9 @@ defmodule Kith.Supervisor do
   defp open_vault!(options) do
     {current, sources} = Options.key_sources(options)
 
-    case Native.vault_open(current, sources, Options.key_limits(options)) do
+    limits = Options.key_limits(options)
+
+    case Native.vault_open(current, sources, limits, options.cipher) do
       {:ok, vault} ->
         vault
 

@@ -142,8 +142,8 @@ defmodule Kith.Telemetry do
   `vault_duration` are how long each took, `duration` both. The `duration` of an alert of `Kith.Monitor` that is `:cleared`
   is how long it fired.
   `resealed` counts the rows that were sealed under another data key, of `Kith.lock_with_password/4` and its like, `rewrapped` the data keys that
-  were wrapped under another key-encryption key by `Kith.rotate_keys/2`, `current` those that were already, `rotated` those that
-  were replaced; `refused` counts what did not open and was left as it is.
+  were wrapped under another key-encryption key by `Kith.rotate_keys/2`, `current` those that were already, `rotated` the accounts and threads whose key was
+  replaced; `refused` counts what did not open and was left as it is.
   `waited`, in native units too, is the part of `duration` in which other passwords had their turn. `payload_size` is the
   bytes of a signed payload, 0 where it was refused.
   Of a `:migrate`, which is `Kith.Vault.Migrator`, `rows` are those looked at, and the others count their fields, as its report

@@ -341,49 +341,58 @@ defmodule Kith.KMSTest do
   @password "correct horse battery"
 
   describe "an account under a password, with a key service" do
-    test "is locked, unlocked by password and by token, and given back", %{kms: kms} do
-      kith = start!(kms)
-      converse!(kith, "ada", "ben")
-      note = encrypt_one!(kith, "ada", "ada", "note")
-      assert %{refused: 0} = Kith.lock_with_password!(kith, "ada", @password, @cheap)
-      assert [[<<1, 0x14, _::binary>>, "kms"]] = key_of(kith, "ada")
-      assert send!(kith, "ada", "ben", "unlocked") == "unlocked"
+    # The bytes that say that a data key is wrapped, locked, or in a token.
+    for {cipher, bytes} <- [
+          aes_256_gcm: {0x13, 0x14, 0x15},
+          chacha20_poly1305: {0x1B, 0x1C, 0x1D}
+        ] do
+      @tag cipher: cipher, bytes: bytes
+      test "is locked, unlocked by password and by token, and given back, with #{cipher}",
+           %{kms: kms} = context do
+        {wrapped, locked, in_token} = context.bytes
+        kith = start!(kms, cipher: context.cipher)
+        converse!(kith, "ada", "ben")
+        note = encrypt_one!(kith, "ada", "ada", "note")
+        assert %{refused: 0} = Kith.lock_with_password!(kith, "ada", @password, @cheap)
+        assert [[<<1, ^locked, _::binary>>, "kms"]] = key_of(kith, "ada")
+        assert send!(kith, "ada", "ben", "unlocked") == "unlocked"
 
-      token = Kith.unlock_token!(kith, "ada")
-      assert <<1, 0x15, _::binary>> = Base.url_decode64!(token, padding: false)
-      assert byte_size(token) < 1_024
-      assert Kith.lock!(kith, "ada", keep_tokens: true) == :locked
-      forget!(kith)
-      assert reason(Kith.encrypt(kith, "ada", "ben", "no")) == :locked
-      assert reason(Kith.unlock(kith, "ada", "another password")) == :wrong_password
+        token = Kith.unlock_token!(kith, "ada")
+        assert <<1, ^in_token, _::binary>> = Base.url_decode64!(token, padding: false)
+        assert byte_size(token) < 1_024
+        assert Kith.lock!(kith, "ada", keep_tokens: true) == :locked
+        forget!(kith)
+        assert reason(Kith.encrypt(kith, "ada", "ben", "no")) == :locked
+        assert reason(Kith.unlock(kith, "ada", "another password")) == :wrong_password
 
-      assert reason(Kith.unlock_with_token(kith, "ben", token)) in [
-               :key_not_found,
-               :wrong_password
-             ]
+        assert reason(Kith.unlock_with_token(kith, "ben", token)) in [
+                 :key_not_found,
+                 :wrong_password
+               ]
 
-      assert {:ok, _} = Kith.unlock_with_token(kith, "ada", token)
-      assert send!(kith, "ada", "ben", "by token") == "by token"
+        assert {:ok, _} = Kith.unlock_with_token(kith, "ada", token)
+        assert send!(kith, "ada", "ben", "by token") == "by token"
 
-      assert Kith.lock!(kith, "ada") == :locked
-      assert reason(Kith.unlock_with_token(kith, "ada", token)) == :wrong_password
-      forget!(kith)
-      Kith.change_password!(kith, "ada", @password, "another password", @cheap)
-      Kith.lock!(kith, "ada")
-      forget!(kith)
-      assert reason(Kith.unlock(kith, "ada", @password)) == :wrong_password
-      assert {:ok, _} = Kith.unlock(kith, "ada", "another password")
-      assert Kith.decrypt!(kith, "ada", note) == "note"
+        assert Kith.lock!(kith, "ada") == :locked
+        assert reason(Kith.unlock_with_token(kith, "ada", token)) == :wrong_password
+        forget!(kith)
+        Kith.change_password!(kith, "ada", @password, "another password", @cheap)
+        Kith.lock!(kith, "ada")
+        forget!(kith)
+        assert reason(Kith.unlock(kith, "ada", @password)) == :wrong_password
+        assert {:ok, _} = Kith.unlock(kith, "ada", "another password")
+        assert Kith.decrypt!(kith, "ada", note) == "note"
 
-      forget!(kith)
-      Kith.remove_password!(kith, "ada", "another password")
-      assert [[<<1, 0x13, _::binary>>, "kms"]] = key_of(kith, "ada")
-      forget!(kith)
-      assert %{refused: 0} = Kith.rotate_data_key!(kith, "ada")
-      assert send!(kith, "ada", "ben", "open") == "open"
+        forget!(kith)
+        Kith.remove_password!(kith, "ada", "another password")
+        assert [[<<1, ^wrapped, _::binary>>, "kms"]] = key_of(kith, "ada")
+        forget!(kith)
+        assert %{refused: 0} = Kith.rotate_data_key!(kith, "ada")
+        assert send!(kith, "ada", "ben", "open") == "open"
 
-      assert for(m <- Kith.history!(kith, "ada", {:direct, "ben"}).messages, do: m.plaintext) ==
-               ["hello", "hi", "well", "unlocked", "by token", "open"]
+        assert for(m <- Kith.history!(kith, "ada", {:direct, "ben"}).messages, do: m.plaintext) ==
+                 ["hello", "hi", "well", "unlocked", "by token", "open"]
+      end
     end
 
     test "needs the service to be unlocked, and not while it is", %{kms: kms, folder: folder} do

@@ -24,8 +24,11 @@ defmodule Kith.NativeTest do
     assert_raise ArgumentError, fn -> Kith.Native.sqlite_open("kith.db", :full, 0) end
     assert_raise ArgumentError, fn -> Kith.Native.sqlite_reset(make_ref()) end
 
-    assert_raise ArgumentError, fn ->
-      Kith.Native.vault_open("id", [{"id", {:url, "x"}}], %{keys: 16, lifetime: 1, concurrency: 1})
+    for {source, cipher} <- [{{:url, "x"}, :aes_256_gcm}, {{:key, <<7::256>>}, :aes_128_gcm}] do
+      assert_raise ArgumentError, fn ->
+        limits = %{keys: 16, lifetime: 1, concurrency: 1}
+        Kith.Native.vault_open("id", [{"id", source}], limits, cipher)
+      end
     end
   end
 end

@@ -14,7 +14,12 @@ defmodule Kith.PanicTest do
 
   setup do
     {:ok, vault} =
-      Native.vault_open("test", [{"test", {:key, :crypto.strong_rand_bytes(32)}}], @limits)
+      Native.vault_open(
+        "test",
+        [{"test", {:key, :crypto.strong_rand_bytes(32)}}],
+        @limits,
+        :aes_256_gcm
+      )
 
     {:ok, database} = Native.sqlite_open(:memory, :full, 0)
     {:ok, lease} = Native.sqlite_reset(database)
@@ -68,7 +73,7 @@ defmodule Kith.PanicTest do
   defp call(:panic_location, _), do: Native.panic_location()
 
   defp call(:vault_open, _),
-    do: Native.vault_open("test", [{"test", {:key, <<7::256>>}}], @limits)
+    do: Native.vault_open("test", [{"test", {:key, <<7::256>>}}], @limits, :aes_256_gcm)
 
   defp call(:account_create, c), do: Native.account_create(c.vault, "alice")
   defp call(:self_seal, c), do: Native.self_seal(c.vault, c.account, "plaintext")

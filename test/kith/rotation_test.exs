@@ -39,6 +39,9 @@ defmodule Kith.RotationTest do
         do: Enum.sort(sql!(kith, "SELECT * FROM #{table}"))
   end
 
+  defp texts(kith, user, thread \\ "all"),
+    do: Enum.map(Kith.history!(kith, user, thread).messages, & &1.plaintext)
+
   test "wraps data keys anew and touches nothing else, and the retired key is needed no more", %{
     kith: kith,
     options: options
@@ -121,6 +124,118 @@ defmodule Kith.RotationTest do
     assert send!(kith, "anna", "ben", "x") == "x"
   end
 
+  describe "another cipher" do
+    @sealed [
+      signal_identity_keys: "private_key_encrypted",
+      signal_prekeys: "private_key_encrypted",
+      signal_sessions: "state",
+      signal_braids: "braid",
+      signal_archived_messages: "content"
+    ]
+
+    # What the rows of accounts without a password are sealed with: their second byte says it.
+    defp algorithms(kith) do
+      for {table, column} <- @sealed,
+          [<<1, algorithm, _::binary>>] <-
+            sql!(kith, "SELECT #{column} FROM #{table} WHERE user_id <> 'cleo'"),
+          uniq: true,
+          do: algorithm
+    end
+
+    defp first_bytes(kith, user) do
+      sql = "SELECT data_key FROM signal_accounts WHERE user_id = '#{user}'"
+      [[<<first::binary-2, _::binary>>]] = sql!(kith, sql)
+      first
+    end
+
+    defp with_cipher!(kith, options, cipher) do
+      stop_kith!(kith)
+      start_kith!(Keyword.put(options, :cipher, cipher))
+    end
+
+    test "is for data keys that are drawn, and those that are there get a successor", %{
+      kith: kith,
+      options: options
+    } do
+      [note] = Kith.encrypt!(kith, "anna", "anna", "a note")
+      before = texts(kith, "ben", {:direct, "anna"})
+      assert algorithms(kith) == [1]
+
+      kith = with_cipher!(kith, options, :chacha20_poly1305)
+
+      # Two accounts and two threads. Cleo's is under a password, and not for the server to change.
+      assert %{outdated: 4, damaged: 0} = Kith.verify_keys!(kith)
+      assert %{rotated: 4} = Kith.rotate_keys!(kith, dry_run: true)
+      assert send!(kith, "anna", "ben", "x") == "x"
+      assert algorithms(kith) == [1]
+      register!(kith, ["dora"])
+      assert first_bytes(kith, "dora") == <<1, 0x18>>
+      assert send!(kith, "anna", "dora", "y") == "y"
+
+      assert %{rotated: 4, refused: 0, rewrapped: 0} = Kith.rotate_keys!(kith)
+      assert algorithms(kith) == [2]
+      assert %{outdated: 0, damaged: 0} = Kith.verify_keys!(kith)
+      assert %{rotated: 0} = Kith.rotate_keys!(kith)
+      # OpenSSL's ChaCha20-Poly1305 opens it too, as it is documented.
+      {_, {:key, kek}} = Enum.at(@keys, 0)
+      archived = Kith.StateReader.archived_messages(&sql!(kith, &1), kek)
+      assert Enum.count(archived, fn {_, _, _, text} -> text == "x" end) == 2
+      assert texts(kith, "ben", {:direct, "anna"}) == before ++ ["x"]
+      assert Kith.decrypt!(kith, "anna", note) == "a note"
+
+      for {from, to} <- [{"ben", "anna"}, {"anna", "ben"}, {"dora", "anna"}],
+          do: assert(send!(kith, from, to, "z") == "z")
+
+      # And back, while the key-encryption key changes too.
+      kith = restart!(kith, options, 2, [1])
+      assert %{rotated: 6, refused: 0, rewrapped: 7} = Kith.rotate_keys!(kith)
+      assert algorithms(kith) == [1]
+      kith = restart!(kith, options, 2, [])
+      assert %{outdated: 0, damaged: 0} = Kith.verify_keys!(kith)
+      assert texts(kith, "ben", {:direct, "anna"}) == before ++ ["x", "z", "z"]
+      assert send!(kith, "dora", "anna", "z") == "z"
+    end
+
+    test "comes to a locked account when its user gives it another lock", %{
+      kith: kith,
+      options: options
+    } do
+      assert first_bytes(kith, "cleo") == <<1, 0x11>>
+      kith = with_cipher!(kith, options, :chacha20_poly1305)
+      password = "correct horse battery"
+      Kith.unlock!(kith, "cleo", password)
+      assert send!(kith, "cleo", "anna", "x") == "x"
+      Kith.remove_password!(kith, "cleo", password)
+      assert first_bytes(kith, "cleo") == <<1, 0x10>>
+      Kith.lock_with_password!(kith, "cleo", password, memory: 8_192, passes: 1)
+      assert first_bytes(kith, "cleo") == <<1, 0x19>>
+      token = Kith.unlock_token!(kith, "cleo")
+      assert send!(kith, "anna", "cleo", "x") == "x"
+
+      # As it is locked at rest.
+      kith = with_cipher!(kith, options, :aes_256_gcm)
+      assert Kith.lock_state!(kith, "cleo") == :locked
+      assert {:error, %{reason: :locked}} = Kith.encrypt(kith, "cleo", "anna", "x")
+      Kith.unlock_with_token!(kith, "cleo", token)
+      assert send!(kith, "cleo", "anna", "x") == "x"
+      assert ["x", "x", "x"] = texts(kith, "cleo", {:direct, "anna"})
+    end
+
+    test "goes on where it was interrupted, in a thread too", %{kith: kith, options: options} do
+      kith = with_cipher!(kith, options, :chacha20_poly1305)
+
+      assert_raise RuntimeError, "killed", fn ->
+        Kith.rotate_keys(kith, progress: &if(&1.rotated > 0, do: raise("killed")))
+      end
+
+      assert Enum.sort(algorithms(kith)) == [1, 2]
+      assert send!(kith, "anna", "ben", "x") == "x"
+      assert %{refused: 0} = Kith.rotate_keys!(kith)
+      assert algorithms(kith) == [2]
+      assert send!(kith, "ben", "anna", "x") == "x"
+    end
+  end
+
   test "takes options of the right kind", %{kith: kith} do
     assert_raise ArgumentError, fn -> Kith.verify_keys(kith, dry_run: true) end
 
@@ -165,9 +280,6 @@ defmodule Kith.RotationTest do
             "SELECT data_key, previous_data_key FROM signal_threads WHERE thread_id = 't:all'"
           )
         )
-
-    defp texts(kith, user),
-      do: Enum.map(Kith.history!(kith, user, "all").messages, & &1.plaintext)
 
     defp say!(kith, from, to, text) do
       [envelope] = Kith.encrypt!(kith, from, to, text, thread: "all")

@@ -266,23 +266,25 @@ defmodule Kith.StateReader do
 
   defp flag?(flags, flag), do: Bitwise.band(flags, flag) != 0
 
-  @doc "The data key of a user or a thread."
-  def open_data_key(kek, fields, <<1, 0x10, _id::64, n, rest::binary>> = wrapped) do
+  @doc "The data key of a user or a thread, whatever it seals with."
+  def open_data_key(kek, fields, <<1, algorithm, _id::64, n, rest::binary>> = wrapped)
+      when algorithm in [0x10, 0x18] do
     <<nonce::binary-12, encrypted::binary-32, tag::binary-16>> = from(rest, n)
     aad = binary_part(wrapped, 0, 11 + n) <> context(fields)
-    open(kek, nonce, encrypted, tag, aad)
+    open(:aes_256_gcm, kek, nonce, encrypted, tag, aad)
   end
 
   # With the master key of Kith.KMS.Reference in place of a key-encryption key.
-  def open_data_key(%Kith.KMS.Reference{}, fields, <<1, 0x13, _::binary>> = wrapped) do
+  def open_data_key(%Kith.KMS.Reference{}, fields, <<1, algorithm, _::binary>> = wrapped)
+      when algorithm in [0x13, 0x1B] do
     {wrapping, aad, <<nonce::binary-12, encrypted::binary-32, tag::binary-16>>} =
       wrapping_key(wrapped)
 
-    open(wrapping, nonce, encrypted, tag, aad <> context(fields))
+    open(:aes_256_gcm, wrapping, nonce, encrypted, tag, aad <> context(fields))
   end
 
   defp parts(wrapped) do
-    <<1, 0x13, _id::64, n, rest::binary>> = wrapped
+    <<1, _algorithm, _id::64, n, rest::binary>> = wrapped
     <<version::32, key_length::16, rest::binary>> = from(rest, n)
     key_id = binary_part(rest, 0, key_length)
     <<wrapped_length::16, rest::binary>> = from(rest, key_length)
@@ -299,14 +301,15 @@ defmodule Kith.StateReader do
   end
 
   @doc "The content of a sealed row."
-  def open_row(key, fields, <<1, 1, _id::64, nonce::binary-12, rest::binary>> = row) do
+  def open_row(key, fields, <<1, algorithm, _id::64, nonce::binary-12, rest::binary>> = row) do
     size = byte_size(rest) - 16
     {encrypted, tag} = {binary_part(rest, 0, size), from(rest, size)}
-    open(key, nonce, encrypted, tag, binary_part(row, 0, 10) <> context(fields))
+    cipher = %{1 => :aes_256_gcm, 2 => :chacha20_poly1305}[algorithm]
+    open(cipher, key, nonce, encrypted, tag, binary_part(row, 0, 10) <> context(fields))
   end
 
-  defp open(key, nonce, encrypted, tag, aad) do
-    plaintext = :crypto.crypto_one_time_aead(:aes_256_gcm, key, nonce, encrypted, aad, tag, false)
+  defp open(cipher, key, nonce, encrypted, tag, aad) do
+    plaintext = :crypto.crypto_one_time_aead(cipher, key, nonce, encrypted, aad, tag, false)
 
     if is_binary(plaintext),
       do: plaintext,

@@ -18,7 +18,8 @@ defmodule Kith.KMS.Client do
 
   # Wrapped with the help of a service, and not under a password.
   defguardp is_served(wrapped)
-            when is_binary(wrapped) and binary_part(wrapped, 0, 2) == <<1, 0x13>>
+            when is_binary(wrapped) and
+                   binary_part(wrapped, 0, 2) in [<<1, 0x13>>, <<1, 0x1B>>]
 
   @doc "What it takes for a native function that answered `:cold`, as it opens, or `:unmade`, as it wraps."
   @spec needs(:cold | :unmade, atom, [term]) :: [need]

@@ -126,19 +126,24 @@ defmodule Kith.Store.ArchivedMessages do
   end
 
   @doc """
-  Threads whose data key was drawn before a time, or whose messages have not all followed to theirs, with when it was drawn; some at
-  a time.
+  Threads whose data key was drawn before a time or for another cipher, or whose messages have not all followed to theirs, with the key and when it was
+  drawn; some at a time.
   """
-  @spec old(Repo.repo(), String.t(), nil | integer, pos_integer) :: [{String.t(), integer}]
-  def old(repo, after_thread, before, limit) do
+  @spec old(Repo.repo(), String.t(), {nil | integer, atom}, pos_integer) :: [
+          {String.t(), binary, integer}
+        ]
+  def old(repo, after_thread, {before, cipher}, limit) do
+    {other_cipher, params} = WrappedKey.other_cipher(cipher, {4, 5})
+
     sql = """
-    SELECT thread_id, COALESCE(key_changed_at, created_at) FROM kith.signal_threads
-    WHERE thread_id > $1 AND (previous_data_key IS NOT NULL OR COALESCE(key_changed_at, created_at) < $2)
+    SELECT thread_id, data_key, COALESCE(key_changed_at, created_at) FROM kith.signal_threads
+    WHERE thread_id > $1
+      AND (previous_data_key IS NOT NULL OR COALESCE(key_changed_at, created_at) < $2 OR #{other_cipher})
     ORDER BY thread_id LIMIT $3
     """
 
-    for [thread, drawn_at] <- Repo.rows(repo, sql, [after_thread, before, limit]),
-        do: {thread, drawn_at}
+    for row <- Repo.rows(repo, sql, [after_thread, before, limit | params]),
+        do: List.to_tuple(row)
   end
 
   @typedoc "User, device, position and message id: where a message stands among all of its thread."

@@ -223,14 +223,17 @@ defmodule Kith.Store.Keys do
     :ok
   end
 
-  @doc "Users whose data key was drawn before a time, some at a time."
-  def old(repo, after_user, before, limit) do
+  @doc "Users whose data key was drawn before a time, or for another cipher and is under no password; some at a time."
+  def old(repo, after_user, {before, cipher}, limit) do
+    {other_cipher, params} = WrappedKey.other_cipher(cipher, {4, 5})
+
     sql = """
     SELECT user_id FROM kith.signal_accounts
-    WHERE user_id > $1 AND COALESCE(key_changed_at, created_at) < $2 ORDER BY user_id LIMIT $3
+    WHERE user_id > $1 AND (COALESCE(key_changed_at, created_at) < $2 OR #{other_cipher})
+    ORDER BY user_id LIMIT $3
     """
 
-    for [user] <- Repo.rows(repo, sql, [after_user, before, limit]), do: user
+    for [user] <- Repo.rows(repo, sql, [after_user, before, limit | params]), do: user
   end
 
   ## Tokens

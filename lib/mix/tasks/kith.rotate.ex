@@ -2,7 +2,7 @@ defmodule Mix.Tasks.Kith.Rotate do
   @shortdoc "Wraps the data keys of an instance under its current key"
 
   @moduledoc """
-  Wraps the data keys of an instance under its current key-encryption key, and replaces old ones.
+  Wraps the data keys of an instance under its current key-encryption key, and replaces those of another `:cipher` than is configured, and old ones.
 
       $ mix kith.rotate MyApp.Kith --dry-run
       $ mix kith.rotate MyApp.Kith --verify
@@ -17,7 +17,7 @@ defmodule Mix.Tasks.Kith.Rotate do
 
   It reads the configuration of the application and starts the instance, and with `:repo` the repository, but nothing
   else of the application. Ends with status 1 when something was refused or, with `--verify`, did not open or
-  is not under the current key: another node may have wrapped it meanwhile.
+  is not under the current key or of another cipher: another node may have wrapped it meanwhile.
   """
 
   use Mix.Task

@@ -2,14 +2,14 @@
 
 use getrandom::SysRng;
 use kith_vault::{
-    AgreementKey, Cipher, ClientKey, ClientKeyError, ClientPublicKey, Context, MacKey, Purpose,
-    SecretKey, SignatureError, SigningKey, verify_signature,
+    AgreementKey, ClientKey, ClientKeyError, ClientPublicKey, Context, MacKey, Purpose, SecretKey,
+    SignatureError, SigningKey, verify_signature,
 };
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Resource, ResourceArc, Term};
 
 use crate::kms::{SourceTerm, source_of};
 use crate::reason::{Invalid, Reason};
-use crate::terms::Row;
+use crate::terms::{self, Row};
 use crate::vault::{Bytes, Vault};
 use crate::{atoms, seam};
 
@@ -198,13 +198,7 @@ fn derive(
     (kind, public): &(Atom, Binary<'_>),
     (cipher, salt, info): &PurposeTerm<'_>,
 ) -> Result<ClientKey, Reason> {
-    let cipher = if *cipher == atoms::aes_256_gcm() {
-        Cipher::Aes256Gcm
-    } else if *cipher == atoms::chacha20_poly1305() {
-        Cipher::ChaCha20Poly1305
-    } else {
-        return Err(Reason::Malformed);
-    };
+    let cipher = terms::cipher(*cipher).ok_or(Reason::Malformed)?;
     let client = client(*kind, public)?;
     let service = AgreementKey::new(Kind::Agreement.open(vault, key)?);
     let purpose = Purpose {

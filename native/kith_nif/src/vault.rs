@@ -11,13 +11,15 @@ use kith_vault::{
 use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rustler::{Binary, Decoder, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term};
+use rustler::{
+    Atom, Binary, Decoder, Encoder, Env, NewBinary, NifResult, Resource, ResourceArc, Term,
+};
 
 use crate::kms::{KeySourceTerm, LimitsTerm, Services};
 use crate::password::ParametersTerm;
 use crate::reason::{Invalid, Reason};
 use crate::seam;
-use crate::terms::Row;
+use crate::terms::{self, Row};
 
 /// The key-encryption keys, for as long as Elixir holds the reference.
 pub(crate) struct Vault {
@@ -206,14 +208,16 @@ impl<T: AsRef<[u8]>> Encoder for Bytes<T> {
 }
 
 /// Opens a vault. Keys are read here, from `{:env, name}` or `{:file, path}`, so that none becomes a
-/// term; `{:key, bytes}` is for tests. See [`crate::kms`] for the others.
+/// term; `{:key, bytes}` is for tests. See [`crate::kms`] for the others. Data keys that are drawn seal with `cipher`.
 #[rustler::nif(schedule = "DirtyIo")]
 fn vault_open<'a>(
     env: Env<'a>,
     current: &str,
     keys: Vec<(&str, Term<'a>)>,
     limits: LimitsTerm,
+    cipher: Atom,
 ) -> NifResult<Term<'a>> {
+    let cipher = terms::cipher(cipher).ok_or(rustler::Error::BadArg)?;
     let keys = keys
         .into_iter()
         .map(|(id, source)| Ok((id, KeySourceTerm::decode(source)?)))
@@ -229,7 +233,9 @@ fn vault_open<'a>(
                 Ok((id, source))
             })
             .collect::<Result<Vec<_>, Invalid>>()?;
-        let keys = kith_vault::Vault::new(KeyId::new(current)?, keys)?.with_cache(limits.cache());
+        let keys = kith_vault::Vault::new(KeyId::new(current)?, keys)?
+            .with_cache(limits.cache())
+            .with_cipher(cipher);
         Ok::<_, Invalid>(ResourceArc::new(Vault { keys, services }))
     }))
 }

@@ -34,7 +34,7 @@ impl AeadKey {
 
     /// A key that is held beyond the call, in memory that is locked where the system allows it.
     pub(crate) fn held(key: &[u8; KEY_BYTES]) -> Self {
-        Self(Place::Page(Locked::new(Aes256Gcm::new(key.into()))))
+        Self::held_of(Aes256Gcm::new(key.into()))
     }
 }
 
@@ -44,6 +44,10 @@ where
 {
     pub(crate) fn of(cipher: C) -> Self {
         Self(Place::Heap(Box::new(cipher)))
+    }
+
+    pub(crate) fn held_of(cipher: C) -> Self {
+        Self(Place::Page(Locked::new(cipher)))
     }
 
     fn cipher(&self) -> Result<&C, VaultError> {

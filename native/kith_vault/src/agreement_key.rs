@@ -1,7 +1,5 @@
 use std::fmt;
 
-use aes_gcm::{Aes256Gcm, KeyInit};
-use chacha20poly1305::ChaCha20Poly1305;
 use hkdf::Hkdf;
 use rand_core::TryCryptoRng;
 use sha2::{Digest, Sha256};
@@ -9,7 +7,8 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 use crate::{
-    aead_key::{AeadKey, KEY_BYTES, Sealed},
+    aead_key::{KEY_BYTES, Sealed},
+    cipher::{Cipher, CipherKey},
     error::{ClientKeyError, VaultError},
     secret_key::SecretKey,
     signing_key::verifying_key,
@@ -59,7 +58,7 @@ impl AgreementKey {
             return Err(ClientKeyError::Malformed);
         }
 
-        let algorithm = [purpose.cipher.algorithm()];
+        let algorithm = [algorithm(purpose.cipher)];
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         Hkdf::<Sha256>::new(purpose.salt, shared.as_bytes())
             .expand_multi_info(
@@ -77,13 +76,7 @@ impl AgreementKey {
 
         Ok(ClientKey {
             header: header(purpose.cipher, &self.public),
-            key: match purpose.cipher {
-                Cipher::Aes256Gcm => Key::Aes256Gcm(AeadKey::new(&key)),
-                Cipher::ChaCha20Poly1305 => {
-                    let key: &[u8; KEY_BYTES] = &key;
-                    Key::ChaCha20Poly1305(AeadKey::of(ChaCha20Poly1305::new(key.into())))
-                }
-            },
+            key: CipherKey::new(purpose.cipher, &key),
         })
     }
 }
@@ -144,33 +137,17 @@ pub struct Purpose<'a> {
     pub info: &'a [u8],
 }
 
-/// What a derived key seals with.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Cipher {
-    /// AES-256-GCM (NIST SP 800-38D).
-    Aes256Gcm,
-    /// ChaCha20-Poly1305 (RFC 8439).
-    ChaCha20Poly1305,
-}
-
-impl Cipher {
-    const fn algorithm(self) -> u8 {
-        match self {
-            Self::Aes256Gcm => 0x20,
-            Self::ChaCha20Poly1305 => 0x21,
-        }
+const fn algorithm(cipher: Cipher) -> u8 {
+    match cipher {
+        Cipher::Aes256Gcm => 0x20,
+        Cipher::ChaCha20Poly1305 => 0x21,
     }
 }
 
 /// A key derived for one client and one purpose.
 pub struct ClientKey {
     header: [u8; HEADER_BYTES],
-    key: Key,
-}
-
-enum Key {
-    Aes256Gcm(AeadKey<Aes256Gcm>),
-    ChaCha20Poly1305(AeadKey<ChaCha20Poly1305>),
+    key: CipherKey,
 }
 
 impl ClientKey {
@@ -189,10 +166,8 @@ impl ClientKey {
         let mut sealed = Vec::with_capacity(overhead.saturating_add(plaintext.len()));
         sealed.extend_from_slice(&self.header);
         let associated_data = [self.header.as_slice(), associated_data].concat();
-        match &self.key {
-            Key::Aes256Gcm(key) => key.seal(rng, &associated_data, plaintext, &mut sealed),
-            Key::ChaCha20Poly1305(key) => key.seal(rng, &associated_data, plaintext, &mut sealed),
-        }?;
+        self.key
+            .seal(rng, &associated_data, plaintext, &mut sealed)?;
         Ok(sealed)
     }
 
@@ -218,11 +193,9 @@ impl ClientKey {
             return Err(ClientKeyError::Tampered);
         }
         let associated_data = [header.as_slice(), associated_data].concat();
-        match &self.key {
-            Key::Aes256Gcm(key) => key.open(&associated_data, &sealed),
-            Key::ChaCha20Poly1305(key) => key.open(&associated_data, &sealed),
-        }
-        .map_err(|_| ClientKeyError::Tampered)
+        self.key
+            .open(&associated_data, &sealed)
+            .map_err(|_| ClientKeyError::Tampered)
     }
 }
 
@@ -263,7 +236,7 @@ fn header(cipher: Cipher, public_key: &[u8]) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     let [version, algorithm, id @ ..] = &mut header;
     *version = VERSION;
-    *algorithm = cipher.algorithm();
+    *algorithm = self::algorithm(cipher);
     id.copy_from_slice(&public_key_id(public_key));
     header
 }

@@ -2,7 +2,8 @@
 
 use crate::{
     aead_key::{KEY_BYTES, Sealed},
-    data_key::DataKeyId,
+    cipher::Cipher,
+    data_key::{DataKeyId, DataKeyName},
     error::VaultError,
     key_id::KeyId,
     service::{ServiceCiphertext, ServiceKey},
@@ -20,7 +21,7 @@ pub fn is_locked(wrapped: &[u8]) -> bool {
 ///
 /// [`VaultError::CorruptedState`] if the bytes are not laid out as a sealed row.
 pub fn sealed_by(row: &[u8]) -> Result<DataKeyId, VaultError> {
-    SealedRow::from_bytes(row).map(|row| row.data_key_id)
+    SealedRow::from_bytes(row).map(|row| row.data_key.id)
 }
 
 /// The id of the key-encryption key that wraps a data key. The id is not authenticated until the data key opens.
@@ -35,7 +36,7 @@ pub fn wrapped_by(wrapped: &[u8]) -> Result<KeyId, VaultError> {
 /// A sealed row, taken apart.
 pub(crate) struct SealedRow<'a> {
     pub(crate) header: &'a [u8],
-    pub(crate) data_key_id: DataKeyId,
+    pub(crate) data_key: DataKeyName,
     pub(crate) sealed: Sealed<'a>,
 }
 
@@ -46,19 +47,31 @@ impl<'a> SealedRow<'a> {
         Self::parse(bytes).ok_or(VaultError::CorruptedState)
     }
 
-    pub(crate) fn header(data_key_id: DataKeyId) -> [u8; ROW_HEADER_BYTES] {
-        let [a, b, c, d, e, f, g, h] = data_key_id.to_bytes();
-        [VERSION, ROW_AES_256_GCM, a, b, c, d, e, f, g, h]
+    pub(crate) fn header(data_key: DataKeyName) -> [u8; ROW_HEADER_BYTES] {
+        let [a, b, c, d, e, f, g, h] = data_key.id.to_bytes();
+        let algorithm = match data_key.cipher {
+            Cipher::Aes256Gcm => ROW_AES_256_GCM,
+            Cipher::ChaCha20Poly1305 => ROW_CHACHA20_POLY1305,
+        };
+        [VERSION, algorithm, a, b, c, d, e, f, g, h]
     }
 
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, rest) = bytes.split_first_chunk::<ROW_HEADER_BYTES>()?;
-        let [VERSION, ROW_AES_256_GCM, data_key_id @ ..] = *header else {
+        let [VERSION, algorithm, id @ ..] = *header else {
             return None;
+        };
+        let cipher = match algorithm {
+            ROW_AES_256_GCM => Cipher::Aes256Gcm,
+            ROW_CHACHA20_POLY1305 => Cipher::ChaCha20Poly1305,
+            _ => return None,
         };
         Some(Self {
             header,
-            data_key_id: DataKeyId::from_bytes(data_key_id),
+            data_key: DataKeyName {
+                id: DataKeyId::from_bytes(id),
+                cipher,
+            },
             sealed: Sealed::from_bytes(rest)?,
         })
     }
@@ -76,14 +89,18 @@ pub(crate) enum Wrapping {
 }
 
 impl Wrapping {
-    const fn algorithm(self, with_service: bool) -> u8 {
-        match (self, with_service) {
+    const fn algorithm(self, with_service: bool, cipher: Cipher) -> u8 {
+        let wrapping = match (self, with_service) {
             (Self::KeyEncryptionKey, false) => WRAP_AES_256_GCM,
             (Self::Locked, false) => LOCK_ARGON2ID_AES_256_GCM,
             (Self::Token, false) => TOKEN_AES_256_GCM,
             (Self::KeyEncryptionKey, true) => SERVICE_WRAP,
             (Self::Locked, true) => SERVICE_LOCK,
             (Self::Token, true) => SERVICE_TOKEN,
+        };
+        match cipher {
+            Cipher::Aes256Gcm => wrapping,
+            Cipher::ChaCha20Poly1305 => wrapping | OF_CHACHA20_POLY1305,
         }
     }
 
@@ -95,17 +112,22 @@ impl Wrapping {
         }
     }
 
-    /// And whether a key service has a part in it.
-    const fn from_algorithm(algorithm: u8) -> Option<(Self, bool)> {
-        match algorithm {
-            WRAP_AES_256_GCM => Some((Self::KeyEncryptionKey, false)),
-            LOCK_ARGON2ID_AES_256_GCM => Some((Self::Locked, false)),
-            TOKEN_AES_256_GCM => Some((Self::Token, false)),
-            SERVICE_WRAP => Some((Self::KeyEncryptionKey, true)),
-            SERVICE_LOCK => Some((Self::Locked, true)),
-            SERVICE_TOKEN => Some((Self::Token, true)),
-            _ => None,
-        }
+    /// And whether a key service has a part in it, and what the data key seals with.
+    const fn from_algorithm(algorithm: u8) -> Option<(Self, bool, Cipher)> {
+        let (wrapping, with_service) = match algorithm & !OF_CHACHA20_POLY1305 {
+            WRAP_AES_256_GCM => (Self::KeyEncryptionKey, false),
+            LOCK_ARGON2ID_AES_256_GCM => (Self::Locked, false),
+            TOKEN_AES_256_GCM => (Self::Token, false),
+            SERVICE_WRAP => (Self::KeyEncryptionKey, true),
+            SERVICE_LOCK => (Self::Locked, true),
+            SERVICE_TOKEN => (Self::Token, true),
+            _ => return None,
+        };
+        let cipher = match algorithm & OF_CHACHA20_POLY1305 {
+            0 => Cipher::Aes256Gcm,
+            _ => Cipher::ChaCha20Poly1305,
+        };
+        Some((wrapping, with_service, cipher))
     }
 }
 
@@ -113,7 +135,7 @@ impl Wrapping {
 pub(crate) struct Wrapped<'a> {
     pub(crate) wrapping: Wrapping,
     pub(crate) header: &'a [u8],
-    pub(crate) data_key_id: DataKeyId,
+    pub(crate) data_key: DataKeyName,
     /// The bytes of the id as they stand there. Most are compared with known ids and need no checking.
     pub(crate) key_encryption_key_id: &'a [u8],
     /// Of one that was wrapped with the help of a key service.
@@ -138,15 +160,15 @@ impl<'a> Wrapped<'a> {
     /// The header alone, with room for what is wrapped.
     pub(crate) fn header(
         wrapping: Wrapping,
-        data_key_id: DataKeyId,
+        data_key: DataKeyName,
         key_encryption_key_id: &KeyId,
         content: usize,
     ) -> Vec<u8> {
         let id = key_encryption_key_id.as_str().as_bytes();
         let mut blob =
             Vec::with_capacity(WRAP_FIXED_HEADER_BYTES + id.len() + Sealed::OVERHEAD + content);
-        blob.extend_from_slice(&[VERSION, wrapping.algorithm(false)]);
-        blob.extend_from_slice(&data_key_id.to_bytes());
+        blob.extend_from_slice(&[VERSION, wrapping.algorithm(false, data_key.cipher)]);
+        blob.extend_from_slice(&data_key.id.to_bytes());
         // A `KeyId` has at most 64 bytes.
         blob.extend(u8::try_from(id.len()));
         blob.extend_from_slice(id);
@@ -157,7 +179,7 @@ impl<'a> Wrapped<'a> {
     /// [`ServiceKey`] and [`ServiceCiphertext`] allow, which their lengths have room for.
     pub(crate) fn service_header(
         wrapping: Wrapping,
-        data_key_id: DataKeyId,
+        data_key: DataKeyName,
         key_encryption_key_id: &KeyId,
         (key, ciphertext): (&ServiceKey, &ServiceCiphertext),
         content: usize,
@@ -178,8 +200,8 @@ impl<'a> Wrapped<'a> {
                 + Sealed::OVERHEAD
                 + content,
         );
-        blob.extend_from_slice(&[VERSION, wrapping.algorithm(true)]);
-        blob.extend_from_slice(&data_key_id.to_bytes());
+        blob.extend_from_slice(&[VERSION, wrapping.algorithm(true, data_key.cipher)]);
+        blob.extend_from_slice(&data_key.id.to_bytes());
         blob.extend(u8::try_from(id.len()));
         blob.extend_from_slice(id);
         blob.extend_from_slice(&ciphertext.key_version.to_be_bytes());
@@ -198,10 +220,10 @@ impl<'a> Wrapped<'a> {
 
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (fixed, _) = bytes.split_first_chunk::<WRAP_FIXED_HEADER_BYTES>()?;
-        let [VERSION, algorithm, data_key_id @ .., id_length] = *fixed else {
+        let [VERSION, algorithm, id @ .., id_length] = *fixed else {
             return None;
         };
-        let (wrapping, with_service) = Wrapping::from_algorithm(algorithm)?;
+        let (wrapping, with_service, cipher) = Wrapping::from_algorithm(algorithm)?;
         let (head, mut rest) = bytes.split_at_checked(fixed.len() + usize::from(id_length))?;
         let (_, key_encryption_key_id) = head.split_at_checked(fixed.len())?;
         let service = match with_service {
@@ -215,7 +237,10 @@ impl<'a> Wrapped<'a> {
         Some(Self {
             wrapping,
             header,
-            data_key_id: DataKeyId::from_bytes(data_key_id),
+            data_key: DataKeyName {
+                id: DataKeyId::from_bytes(id),
+                cipher,
+            },
             key_encryption_key_id,
             service,
             sealed,
@@ -249,6 +274,8 @@ pub struct WrappedKeyInfo {
     pub key_encryption_key_id: KeyId,
     /// The data key's own id.
     pub data_key_id: DataKeyId,
+    /// What the data key seals with.
+    pub cipher: Cipher,
     /// The key of a key service, its version and the key as the service keeps it; `None` of a data key wrapped here.
     pub service: Option<(String, u32, Vec<u8>)>,
 }
@@ -269,7 +296,8 @@ pub fn wrapped_key_info(wrapped: &[u8]) -> Result<WrappedKeyInfo, VaultError> {
     };
     Ok(WrappedKeyInfo {
         key_encryption_key_id: wrapped.key_encryption_key_id()?,
-        data_key_id: wrapped.data_key_id,
+        data_key_id: wrapped.data_key.id,
+        cipher: wrapped.data_key.cipher,
         service,
     })
 }
@@ -280,6 +308,7 @@ const VERSION: u8 = 0x01;
 /// A row under a data key. Rows use `0x01` to `0x0f`, wrapped data keys `0x10` to `0x1f`, so that neither is read as the
 /// other.
 const ROW_AES_256_GCM: u8 = 0x01;
+const ROW_CHACHA20_POLY1305: u8 = 0x02;
 
 /// A data key under a key-encryption key.
 const WRAP_AES_256_GCM: u8 = 0x10;
@@ -294,6 +323,9 @@ const TOKEN_AES_256_GCM: u8 = 0x12;
 const SERVICE_WRAP: u8 = 0x13;
 const SERVICE_LOCK: u8 = 0x14;
 const SERVICE_TOKEN: u8 = 0x15;
+
+/// Set in each of the six for a data key that seals with ChaCha20-Poly1305. It is wrapped by AES-256-GCM all the same.
+const OF_CHACHA20_POLY1305: u8 = 0x08;
 
 /// The version of the service's key, and three lengths.
 const SERVICE_FIXED_BYTES: usize = 4 + 3 * 2;

@@ -4,8 +4,9 @@ use rand_core::TryCryptoRng;
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use crate::{
-    aead_key::{AeadKey, KEY_BYTES},
+    aead_key::KEY_BYTES,
     blob::SealedRow,
+    cipher::{Cipher, CipherKey},
     context::Context,
     error::VaultError,
 };
@@ -18,22 +19,22 @@ use crate::{
 pub struct DataKey {
     #[zeroize(skip)]
     id: DataKeyId,
-    key: AeadKey,
+    key: CipherKey,
 }
 
 impl DataKey {
-    pub(crate) fn new(id: DataKeyId, key: &[u8; KEY_BYTES]) -> Self {
+    pub(crate) fn new(name: DataKeyName, key: &[u8; KEY_BYTES]) -> Self {
         Self {
-            id,
-            key: AeadKey::new(key),
+            id: name.id,
+            key: CipherKey::new(name.cipher, key),
         }
     }
 
     /// One that is kept open beyond the call.
-    pub(crate) fn held(id: DataKeyId, key: &[u8; KEY_BYTES]) -> Self {
+    pub(crate) fn held(name: DataKeyName, key: &[u8; KEY_BYTES]) -> Self {
         Self {
-            id,
-            key: AeadKey::held(key),
+            id: name.id,
+            key: CipherKey::held(name.cipher, key),
         }
     }
 
@@ -43,19 +44,32 @@ impl DataKey {
         self.id
     }
 
+    /// What it seals with, for its life.
+    #[must_use]
+    pub fn cipher(&self) -> Cipher {
+        self.key.cipher()
+    }
+
+    pub(crate) fn name(&self) -> DataKeyName {
+        DataKeyName {
+            id: self.id,
+            cipher: self.cipher(),
+        }
+    }
+
     /// Seals a row for one place. The result is [`SEALED_OVERHEAD`](crate::SEALED_OVERHEAD) bytes longer than the
     /// plaintext and different every time.
     ///
     /// # Errors
     ///
-    /// [`VaultError::Random`] if the generator fails, [`VaultError::TooLarge`] beyond the limit of AES-GCM.
+    /// [`VaultError::Random`] if the generator fails, [`VaultError::TooLarge`] beyond the limit of its cipher.
     pub fn seal<R: TryCryptoRng + ?Sized>(
         &self,
         rng: &mut R,
         context: &Context,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, VaultError> {
-        let header = SealedRow::header(self.id);
+        let header = SealedRow::header(self.name());
         let mut row = Vec::with_capacity(SealedRow::OVERHEAD.saturating_add(plaintext.len()));
         row.extend_from_slice(&header);
         self.key
@@ -70,7 +84,7 @@ impl DataKey {
     /// [`VaultError::CorruptedState`] for everything else.
     pub fn open(&self, context: &Context, row: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
         let row = SealedRow::from_bytes(row)?;
-        if row.data_key_id != self.id {
+        if row.data_key != self.name() {
             return Err(VaultError::CorruptedState);
         }
         self.key
@@ -85,6 +99,13 @@ impl fmt::Debug for DataKey {
             .field("id", id)
             .finish_non_exhaustive()
     }
+}
+
+/// What the headers of its rows and of its wrapped form say of a data key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct DataKeyName {
+    pub(crate) id: DataKeyId,
+    pub(crate) cipher: Cipher,
 }
 
 /// The id of a data key: 8 random bytes, drawn with the key and kept through every rewrapping. Not secret.
@@ -129,19 +150,19 @@ impl fmt::Debug for DataKeyId {
 mod tests {
     use super::*;
 
-    fn data_key() -> DataKey {
-        DataKey::new(
-            DataKeyId::from_bytes([0, 1, 2, 3, 4, 5, 6, 0xff]),
-            &[0x42; KEY_BYTES],
-        )
+    fn data_key(cipher: Cipher) -> DataKey {
+        let id = DataKeyId::from_bytes([0, 1, 2, 3, 4, 5, 6, 0xff]);
+        DataKey::new(DataKeyName { id, cipher }, &[0x42; KEY_BYTES])
     }
 
     #[test]
     fn a_data_key_stays_in_its_place_when_moved() {
-        let data_key = data_key();
-        let address = data_key.key.address();
-        let moved = Box::new(data_key);
-        assert_eq!(moved.key.address(), address);
+        for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+            let data_key = data_key(cipher);
+            let address = data_key.key.address();
+            let moved = Box::new(data_key);
+            assert_eq!(moved.key.address(), address);
+        }
     }
 
     #[test]
@@ -153,7 +174,7 @@ mod tests {
     #[test]
     fn debug_shows_the_id_and_no_key() {
         assert_eq!(
-            format!("{:?}", data_key()),
+            format!("{:?}", data_key(Cipher::default())),
             "DataKey { id: DataKeyId(00010203040506ff), .. }"
         );
     }

@@ -98,11 +98,11 @@
 //! | offset | bytes | field | value |
 //! | --- | --- | --- | --- |
 //! | 0 | 1 | format version | `0x01` |
-//! | 1 | 1 | algorithm | `0x01`: AES-256-GCM under a data key |
+//! | 1 | 1 | algorithm | `0x01`: AES-256-GCM under a data key, `0x02`: ChaCha20-Poly1305 (RFC 8439) |
 //! | 2 | 8 | data key id | of the data key that sealed the row |
 //! | 10 | 12 | nonce | random |
 //! | 22 | n | ciphertext | as long as the plaintext |
-//! | 22 + n | 16 | tag | of AES-256-GCM |
+//! | 22 + n | 16 | tag | |
 //!
 //! ## Wrapped data key, 71 bytes and the key id
 //!
@@ -116,6 +116,9 @@
 //! | 11 + k | 12 | nonce | random |
 //! | 23 + k | 32 | ciphertext | of the data key |
 //! | 55 + k | 16 | tag | of AES-256-GCM |
+//!
+//! With `0x18` the data key is one of ChaCha20-Poly1305, and it is wrapped by AES-256-GCM all the same; so it is with each of the
+//! algorithms below and 8 more. A key of the service itself is wrapped with `0x10`.
 //!
 //! ## Locked data key, 159 bytes and the key id
 //!
@@ -135,6 +138,10 @@
 //!
 //! A data key that was unlocked, for a cookie: the header of a wrapped data key with the algorithm `0x12`, over 16 bytes of
 //! an id, 8 of a time, and the data key.
+//!
+//! ## Retired data key
+//!
+//! A data key that has a successor is a row under it: its 32 bytes, and `0x02` behind them if it is one of ChaCha20-Poly1305.
 //!
 //! ## With the help of a key service
 //!
@@ -233,6 +240,7 @@ mod aead_key;
 mod agreement_key;
 mod backup;
 mod blob;
+mod cipher;
 mod context;
 mod data_key;
 mod error;
@@ -255,9 +263,10 @@ mod signing_key;
 mod source;
 mod vault;
 
-pub use agreement_key::{AgreementKey, Cipher, ClientKey, ClientPublicKey, Purpose, public_key_id};
+pub use agreement_key::{AgreementKey, ClientKey, ClientPublicKey, Purpose, public_key_id};
 pub use backup::{BackupReader, BackupSecret, BackupWriter, Record};
 pub use blob::{WrappedKeyInfo, is_locked, sealed_by, wrapped_by, wrapped_key_info};
+pub use cipher::Cipher;
 pub use context::Context;
 pub use data_key::{DataKey, DataKeyId};
 pub use error::{

@@ -10,8 +10,9 @@ use crate::{
     Vault,
     aead_key::{AeadKey, KEY_BYTES, NONCE_BYTES, Sealed, TAG_BYTES},
     blob::{Wrapped, Wrapping},
+    cipher::Cipher,
     context::Context,
-    data_key::{DataKey, DataKeyId},
+    data_key::{DataKey, DataKeyId, DataKeyName},
     error::{LockError, VaultError},
     memory::LockedBytes,
     password::{PasswordHash, PasswordParameters, derive},
@@ -22,18 +23,15 @@ use crate::{
 /// On pages of its own, which are locked where the system allows it, and zeroized on drop.
 #[derive(ZeroizeOnDrop)]
 pub struct UnlockedKey {
-    #[zeroize(skip)]
-    id: DataKeyId,
     key: DataKey,
     bytes: LockedBytes,
 }
 
 impl UnlockedKey {
-    fn from_slice(id: DataKeyId, bytes: &[u8]) -> Result<Self, VaultError> {
+    fn from_slice(name: DataKeyName, bytes: &[u8]) -> Result<Self, VaultError> {
         let key = bytes.try_into().map_err(|_| VaultError::CorruptedState)?;
         Ok(Self {
-            id,
-            key: DataKey::held(id, key),
+            key: DataKey::held(name, key),
             bytes: LockedBytes::new(bytes).ok_or(VaultError::CorruptedState)?,
         })
     }
@@ -51,8 +49,15 @@ impl UnlockedKey {
         context: &Context,
         successor: &DataKey,
     ) -> Result<Vec<u8>, VaultError> {
-        let context = context.clone().bytes(self.id.to_bytes());
-        successor.seal(rng, &context, &self.bytes.get())
+        let context = context.clone().bytes(self.key.id().to_bytes());
+        // Room for all of it, or growing would leave the key behind in freed memory.
+        let mut content = Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
+        content.extend_from_slice(&self.bytes.get());
+        match self.key.cipher() {
+            Cipher::Aes256Gcm => {}
+            Cipher::ChaCha20Poly1305 => content.push(RETIRED_CHACHA20_POLY1305),
+        }
+        successor.seal(rng, &context, &content)
     }
 
     /// Opens what [`Self::retire`] sealed.
@@ -67,7 +72,13 @@ impl UnlockedKey {
         sealed: &[u8],
     ) -> Result<Self, VaultError> {
         let context = context.clone().bytes(id.to_bytes());
-        Self::from_slice(id, &successor.open(&context, sealed)?)
+        let content = successor.open(&context, sealed)?;
+        let (key, cipher) = match content.split_at_checked(KEY_BYTES) {
+            Some((key, [])) => (key, Cipher::Aes256Gcm),
+            Some((key, [RETIRED_CHACHA20_POLY1305])) => (key, Cipher::ChaCha20Poly1305),
+            _ => return Err(VaultError::CorruptedState),
+        };
+        Self::from_slice(DataKeyName { id, cipher }, key)
     }
 }
 
@@ -81,13 +92,9 @@ impl Deref for UnlockedKey {
 
 impl fmt::Debug for UnlockedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            id,
-            key: _,
-            bytes: _,
-        } = self;
+        let Self { key, bytes: _ } = self;
         f.debug_struct("UnlockedKey")
-            .field("id", id)
+            .field("id", &key.id())
             .finish_non_exhaustive()
     }
 }
@@ -123,13 +130,11 @@ impl Vault {
         parameters: PasswordParameters,
         password: &[u8],
     ) -> Result<(Vec<u8>, UnlockedKey), LockError> {
-        let mut id = [0; DataKeyId::BYTES];
-        rng.try_fill_bytes(&mut id)
-            .map_err(VaultError::random::<R>)?;
+        let name = self.draw_name(rng)?;
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
         rng.try_fill_bytes(bytes.as_mut_slice())
             .map_err(VaultError::random::<R>)?;
-        let key = UnlockedKey::from_slice(DataKeyId::from_bytes(id), bytes.as_slice())?;
+        let key = UnlockedKey::from_slice(name, bytes.as_slice())?;
         let blob = self.lock(rng, context, parameters, password, &key)?;
         Ok((blob, key))
     }
@@ -164,9 +169,10 @@ impl Vault {
         }
         content.extend_from_slice(&salt);
         content.extend_from_slice(commitment.as_slice());
-        let bound = context.associated_data(&key.id.to_bytes());
+        let name = key.name();
+        let bound = context.associated_data(&name.id.to_bytes());
         wrapping.seal(rng, &bound, &key.bytes.get(), &mut content)?;
-        Ok(self.wrap_by(&wrapper, rng, context, (Wrapping::Locked, key.id), &content)?)
+        Ok(self.wrap_by(&wrapper, rng, context, (Wrapping::Locked, name), &content)?)
     }
 
     /// Opens a locked data key with its password.
@@ -181,15 +187,15 @@ impl Vault {
         blob: &[u8],
         password: &[u8],
     ) -> Result<UnlockedKey, LockError> {
-        let (id, content) = self.unwrap(context, Wrapping::Locked, blob)?;
+        let (name, content) = self.unwrap(context, Wrapping::Locked, blob)?;
         let content = Content::parse(&content).ok_or(VaultError::CorruptedState)?;
         let (wrapping, commitment) = derived(content.parameters, password, content.salt)?;
         if !bool::from(commitment.as_slice().ct_eq(content.commitment)) {
             return Err(LockError::WrongPassword);
         }
-        let bound = context.associated_data(&id.to_bytes());
+        let bound = context.associated_data(&name.id.to_bytes());
         let bytes = wrapping.open(&bound, &content.sealed)?;
-        Ok(UnlockedKey::from_slice(id, &bytes)?)
+        Ok(UnlockedKey::from_slice(name, &bytes)?)
     }
 
     /// Opens a data key that is not locked as one that can be sealed elsewhere.
@@ -202,8 +208,8 @@ impl Vault {
         context: &Context,
         wrapped: &[u8],
     ) -> Result<UnlockedKey, VaultError> {
-        let (id, bytes) = self.unwrap(context, Wrapping::KeyEncryptionKey, wrapped)?;
-        UnlockedKey::from_slice(id, &bytes)
+        let (name, bytes) = self.unwrap(context, Wrapping::KeyEncryptionKey, wrapped)?;
+        UnlockedKey::from_slice(name, &bytes)
     }
 
     /// What a locked data key costs to open.
@@ -237,7 +243,7 @@ impl Vault {
             rng,
             context,
             Wrapping::KeyEncryptionKey,
-            key.id,
+            key.name(),
             &key.bytes.get(),
         )
     }
@@ -262,7 +268,7 @@ impl Vault {
         content.extend_from_slice(&id);
         content.extend_from_slice(&expires_at.to_be_bytes());
         content.extend_from_slice(&key.bytes.get());
-        let token = self.wrap(rng, context, Wrapping::Token, key.id, &content)?;
+        let token = self.wrap(rng, context, Wrapping::Token, key.name(), &content)?;
         Ok((token, id))
     }
 
@@ -272,7 +278,7 @@ impl Vault {
     ///
     /// Those of [`Vault::open_data_key`].
     pub fn open_token(&self, context: &Context, token: &[u8]) -> Result<Token, VaultError> {
-        let (key_id, content) = self.unwrap(context, Wrapping::Token, token)?;
+        let (name, content) = self.unwrap(context, Wrapping::Token, token)?;
         let parsed = content
             .split_first_chunk()
             .and_then(|(id, rest)| Some((id, rest.split_first_chunk::<8>()?)));
@@ -280,7 +286,7 @@ impl Vault {
             return Err(VaultError::CorruptedState);
         };
         Ok(Token {
-            key: UnlockedKey::from_slice(key_id, bytes)?,
+            key: UnlockedKey::from_slice(name, bytes)?,
             id: *id,
             expires_at: u64::from_be_bytes(*expires_at),
         })
@@ -331,6 +337,9 @@ impl<'a> Content<'a> {
 
 const COMMITMENT_BYTES: usize = 32;
 
+/// Behind a retired key that seals with ChaCha20-Poly1305. Behind one of AES-256-GCM stands nothing.
+const RETIRED_CHACHA20_POLY1305: u8 = 0x02;
+
 /// Three numbers, salt, commitment, and the data key under the key of the password.
 const CONTENT_BYTES: usize =
     12 + PasswordHash::SALT_BYTES + COMMITMENT_BYTES + NONCE_BYTES + KEY_BYTES + TAG_BYTES;
@@ -353,12 +362,12 @@ impl Vault {
         let wrapped = Wrapped::from_bytes(blob)?;
         let wrapping = wrapped.wrapping;
         // Opened also when there is nothing to do: what is said to be under the current key is.
-        let (id, content) = self.unwrap(context, wrapping, blob)?;
+        let (name, content) = self.unwrap(context, wrapping, blob)?;
         let current = self.current_key_id().as_str().as_bytes();
         if wrapped.key_encryption_key_id == current && !any_case {
             return Ok(None);
         }
-        self.wrap(rng, context, wrapping, id, &content).map(Some)
+        self.wrap(rng, context, wrapping, name, &content).map(Some)
     }
 }
 
@@ -367,7 +376,7 @@ mod tests {
     use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
     use super::*;
-    use crate::{KeyId, PasswordError, Source, blob::is_locked, wrapped_by};
+    use crate::{KeyId, PasswordError, Source, blob::is_locked, wrapped_by, wrapped_key_info};
 
     const PASSWORD: &[u8] = b"correct horse battery";
 
@@ -551,6 +560,49 @@ mod tests {
     }
 
     #[test]
+    fn a_data_key_keeps_its_cipher_however_it_is_stored() {
+        for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+            let old = vault("old").with_cipher(cipher);
+            // Here others are drawn, and another key wraps.
+            let new = vault("new");
+            let (locked, key) = locked(&old);
+            let row = row(&key);
+            let is_it = |key: &UnlockedKey| key.cipher() == cipher && opens(key, &row);
+
+            let unlocked = new.unlock(&place(), &locked, PASSWORD).unwrap();
+            let relocked = new.rewrap(&mut rng(), &place(), &locked, false);
+            let relocked = relocked.unwrap().unwrap();
+            let wrapped = new.wrap_unlocked(&mut rng(), &place(), &unlocked).unwrap();
+            let rewrapped = old.rewrap(&mut rng(), &place(), &wrapped, false);
+            let rewrapped = rewrapped.unwrap().unwrap();
+            let (token, _) = new.token(&mut rng(), &place(), &unlocked, 1).unwrap();
+
+            assert!(is_it(&unlocked));
+            assert!(is_locked(&relocked) && !is_locked(&wrapped));
+            assert!(is_it(&old.unlock(&place(), &relocked, PASSWORD).unwrap()));
+            assert!(is_it(&old.open_unlocked(&place(), &rewrapped).unwrap()));
+            assert!(is_it(&old.open_token(&place(), &token).unwrap().key));
+            for blob in [&locked, &relocked, &wrapped, &rewrapped] {
+                assert_eq!(wrapped_key_info(blob).unwrap().cipher, cipher);
+            }
+
+            let other = match cipher {
+                Cipher::Aes256Gcm => Cipher::ChaCha20Poly1305,
+                Cipher::ChaCha20Poly1305 => Cipher::Aes256Gcm,
+            };
+            for successor in [cipher, other] {
+                let vault = vault("new").with_cipher(successor);
+                let mut another = ChaCha20Rng::from_seed([8; 32]);
+                let wrapped = vault.create_data_key(&mut another, &place()).unwrap();
+                let successor = vault.open_data_key(&place(), &wrapped).unwrap();
+                let retired = key.retire(&mut rng(), &place(), &successor).unwrap();
+                let opened = UnlockedKey::from_retired(key.id(), &place(), &successor, &retired);
+                assert!(is_it(&opened.unwrap()));
+            }
+        }
+    }
+
+    #[test]
     fn a_retired_key_opens_under_its_successor_in_its_place_alone() {
         let vault = vault("new");
         let (_, old) = locked(&vault);
@@ -571,8 +623,11 @@ mod tests {
     fn an_unlocked_key_is_zeroized_on_drop_and_prints_its_id_alone() {
         fn assert_zeroize_on_drop<T: ZeroizeOnDrop>() {}
         assert_zeroize_on_drop::<UnlockedKey>();
-        let key =
-            UnlockedKey::from_slice(DataKeyId::from_bytes([1; 8]), &[0x42; KEY_BYTES]).unwrap();
+        let name = DataKeyName {
+            id: DataKeyId::from_bytes([1; 8]),
+            cipher: Cipher::default(),
+        };
+        let key = UnlockedKey::from_slice(name, &[0x42; KEY_BYTES]).unwrap();
         assert_eq!(
             format!("{key:?}"),
             "UnlockedKey { id: DataKeyId(0101010101010101), .. }"

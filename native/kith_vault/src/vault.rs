@@ -6,8 +6,9 @@ use zeroize::Zeroizing;
 use crate::{
     aead_key::AeadKey,
     blob::{Wrapped, Wrapping},
+    cipher::Cipher,
     context::Context,
-    data_key::{DataKey, DataKeyId},
+    data_key::{DataKey, DataKeyId, DataKeyName},
     error::{ConfigError, VaultError},
     key_encryption_key::{KeyEncryptionKey, Made, Provider},
     key_id::KeyId,
@@ -25,6 +26,7 @@ pub struct Vault {
     current: KeyEncryptionKey,
     retired: Vec<KeyEncryptionKey>,
     open: OpenKeys,
+    cipher: Cipher,
 }
 
 impl Vault {
@@ -60,6 +62,7 @@ impl Vault {
             current: wrapping,
             retired,
             open: OpenKeys::default(),
+            cipher: Cipher::default(),
         };
         vault.check_fallbacks()?;
         Ok(vault)
@@ -88,6 +91,23 @@ impl Vault {
         }
     }
 
+    /// What data keys seal with that are drawn from now on. Those that are there keep their cipher and open as before.
+    #[must_use]
+    pub fn with_cipher(self, cipher: Cipher) -> Self {
+        Self { cipher, ..self }
+    }
+
+    /// Draws the id of a new data key.
+    pub(crate) fn draw_name<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+    ) -> Result<DataKeyName, VaultError> {
+        Ok(DataKeyName {
+            id: DataKeyId::generate(rng)?,
+            cipher: self.cipher,
+        })
+    }
+
     /// Draws a new data key and returns it wrapped under the current key, for one place. The result is for storing;
     /// [`Self::open_data_key`] gives the key to work with.
     ///
@@ -100,10 +120,10 @@ impl Vault {
         rng: &mut R,
         context: &Context,
     ) -> Result<Vec<u8>, VaultError> {
-        let id = DataKeyId::generate(rng)?;
+        let name = self.draw_name(rng)?;
         let key = SecretKey::generate(rng)?;
         let content = key.as_bytes();
-        self.wrap(rng, context, Wrapping::KeyEncryptionKey, id, content)
+        self.wrap(rng, context, Wrapping::KeyEncryptionKey, name, content)
     }
 
     /// Wraps a key under the current key, for one place, as a data key is wrapped. [`Self::open_secret_key`] gives it back.
@@ -117,9 +137,12 @@ impl Vault {
         context: &Context,
         key: &SecretKey,
     ) -> Result<Vec<u8>, VaultError> {
-        let id = DataKeyId::generate(rng)?;
+        let name = DataKeyName {
+            id: DataKeyId::generate(rng)?,
+            cipher: Cipher::default(),
+        };
         let content = key.as_bytes();
-        self.wrap(rng, context, Wrapping::KeyEncryptionKey, id, content)
+        self.wrap(rng, context, Wrapping::KeyEncryptionKey, name, content)
     }
 
     pub(crate) fn wrap<R: TryCryptoRng + ?Sized>(
@@ -127,11 +150,11 @@ impl Vault {
         rng: &mut R,
         context: &Context,
         wrapping: Wrapping,
-        id: DataKeyId,
+        data_key: DataKeyName,
         content: &[u8],
     ) -> Result<Vec<u8>, VaultError> {
         let wrapper = self.wrapper(context)?;
-        self.wrap_by(&wrapper, rng, context, (wrapping, id), content)
+        self.wrap_by(&wrapper, rng, context, (wrapping, data_key), content)
     }
 
     /// What wraps in a place. Asked for first where the rest costs more.
@@ -160,12 +183,12 @@ impl Vault {
         wrapper: &Wrapper<'_>,
         rng: &mut R,
         context: &Context,
-        (wrapping, id): (Wrapping, DataKeyId),
+        (wrapping, data_key): (Wrapping, DataKeyName),
         content: &[u8],
     ) -> Result<Vec<u8>, VaultError> {
         match wrapper {
             Wrapper::Local(key_id, key) => {
-                let mut wrapped = Wrapped::header(wrapping, id, key_id, content.len());
+                let mut wrapped = Wrapped::header(wrapping, data_key, key_id, content.len());
                 let associated_data = context.associated_data(&wrapped);
                 key.seal(rng, &associated_data, content, &mut wrapped)?;
                 Ok(wrapped)
@@ -174,7 +197,7 @@ impl Vault {
                 let parts = (key, ciphertext);
                 let current = &self.current.id;
                 let mut wrapped =
-                    Wrapped::service_header(wrapping, id, current, parts, content.len());
+                    Wrapped::service_header(wrapping, data_key, current, parts, content.len());
                 let associated_data = context.associated_data(&wrapped);
                 sealing.seal(rng, &associated_data, content, &mut wrapped)?;
                 if wrapping == Wrapping::KeyEncryptionKey {
@@ -194,8 +217,8 @@ impl Vault {
     /// locked under a password, [`VaultError::CorruptedState`] if it does not open, [`VaultError::Cold`] if it takes a call to a
     /// key service, which [`Self::fetch`] makes.
     pub fn open_data_key(&self, context: &Context, wrapped: &[u8]) -> Result<DataKey, VaultError> {
-        let (id, key) = self.open_wrapped(context, wrapped)?;
-        Ok(DataKey::new(id, key.as_bytes()))
+        let (data_key, key) = self.open_wrapped(context, wrapped)?;
+        Ok(DataKey::new(data_key, key.as_bytes()))
     }
 
     /// Opens a key that [`Self::wrap_secret_key`] wrapped for this place.
@@ -215,10 +238,10 @@ impl Vault {
         &self,
         context: &Context,
         wrapped: &[u8],
-    ) -> Result<(DataKeyId, SecretKey), VaultError> {
-        let (id, key) = self.unwrap(context, Wrapping::KeyEncryptionKey, wrapped)?;
+    ) -> Result<(DataKeyName, SecretKey), VaultError> {
+        let (data_key, key) = self.unwrap(context, Wrapping::KeyEncryptionKey, wrapped)?;
         let key = SecretKey::from_slice(&key).ok_or(VaultError::CorruptedState)?;
-        Ok((id, key))
+        Ok((data_key, key))
     }
 
     pub(crate) fn unwrap(
@@ -226,7 +249,7 @@ impl Vault {
         context: &Context,
         wrapping: Wrapping,
         blob: &[u8],
-    ) -> Result<(DataKeyId, Zeroizing<Vec<u8>>), VaultError> {
+    ) -> Result<(DataKeyName, Zeroizing<Vec<u8>>), VaultError> {
         let wrapped = Wrapped::from_bytes(blob)?;
         let key = self.key_of(&wrapped)?;
         let content = match (&key.provider, &wrapped.service) {
@@ -249,7 +272,7 @@ impl Vault {
         };
         // What it says it is, it is only now.
         if wrapped.wrapping == wrapping {
-            Ok((wrapped.data_key_id, content))
+            Ok((wrapped.data_key, content))
         } else {
             Err(wrapped.wrapping.not_wanted())
         }
@@ -379,10 +402,12 @@ impl fmt::Debug for Vault {
             current,
             retired,
             open: _,
+            cipher,
         } = self;
         f.debug_struct("Vault")
             .field("current", current)
             .field("retired", retired)
+            .field("cipher", cipher)
             .finish()
     }
 }
@@ -404,7 +429,7 @@ mod tests {
         assert_eq!(
             format!("{vault:?}"),
             "Vault { current: KeyEncryptionKey { id: KeyId(\"new\"), .. }, \
-             retired: [KeyEncryptionKey { id: KeyId(\"old\"), .. }] }"
+             retired: [KeyEncryptionKey { id: KeyId(\"old\"), .. }], cipher: Aes256Gcm }"
         );
     }
 

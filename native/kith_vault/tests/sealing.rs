@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use kith_vault::{
-    ConfigError, Context, DataKey, KeyId, SEALED_OVERHEAD, Source, Vault, VaultError, sealed_by,
-    wrapped_by,
+    Cipher, ConfigError, Context, DataKey, KeyId, SEALED_OVERHEAD, Source, Vault, VaultError,
+    sealed_by, wrapped_by,
 };
 use rand_chacha::{
     ChaCha20Rng,
@@ -33,12 +33,21 @@ fn account(user: &str) -> Context {
 }
 
 fn data_key(seed: u8) -> DataKey {
-    let vault = vault();
-    let wrapped = vault
+    data_key_of(Cipher::default(), seed)
+}
+
+fn data_key_of(cipher: Cipher, seed: u8) -> DataKey {
+    let wrapped = vault()
+        .with_cipher(cipher)
         .create_data_key(&mut rng(seed), &account("alice"))
         .unwrap();
-    vault.open_data_key(&account("alice"), &wrapped).unwrap()
+    // What it was drawn for it stays, whatever is drawn now.
+    let data_key = vault().open_data_key(&account("alice"), &wrapped).unwrap();
+    assert_eq!(data_key.cipher(), cipher);
+    data_key
 }
+
+const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
 
 /// The context of a session, with every field open to change.
 #[derive(Clone)]
@@ -92,7 +101,13 @@ fn damaged(blob: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 
 #[test]
 fn a_row_of_any_length_opens_to_what_was_sealed() {
-    let data_key = data_key(1);
+    for data_key in CIPHERS.map(|cipher| data_key_of(cipher, 1)) {
+        opens_at_any_length(&data_key);
+    }
+    assert_eq!(SEALED_OVERHEAD, 38);
+}
+
+fn opens_at_any_length(data_key: &DataKey) {
     let context = Place::SESSION.context();
     let mut rng = rng(2);
     for length in (0..300).chain([600, 4_096, 65_537]) {
@@ -104,7 +119,41 @@ fn a_row_of_any_length_opens_to_what_was_sealed() {
         assert_eq!(sealed_by(&row), Ok(data_key.id()));
         assert_eq!(data_key.open(&context, &row).unwrap().as_slice(), plaintext);
     }
-    assert_eq!(SEALED_OVERHEAD, 38);
+}
+
+#[test]
+fn a_row_opens_under_no_key_of_the_other_cipher() {
+    // The same bytes and the same id, drawn from the same numbers.
+    let [aes, chacha] = CIPHERS.map(|cipher| data_key_of(cipher, 1));
+    assert_eq!(aes.id(), chacha.id());
+    let context = Place::SESSION.context();
+    for (one, other) in [(&aes, &chacha), (&chacha, &aes)] {
+        let row = one.seal(&mut rng(2), &context, b"state").unwrap();
+        let mut relabelled = row.clone();
+        relabelled[1] ^= 0x03;
+        for row in [&row, &relabelled] {
+            assert_eq!(other.open(&context, row), Err(VaultError::CorruptedState));
+        }
+        assert_eq!(
+            one.open(&context, &relabelled),
+            Err(VaultError::CorruptedState)
+        );
+    }
+}
+
+#[test]
+fn a_wrapped_key_of_the_other_cipher_does_not_open_as_this_one() {
+    for cipher in CIPHERS {
+        let mut wrapped = vault()
+            .with_cipher(cipher)
+            .create_data_key(&mut rng(1), &account("alice"))
+            .unwrap();
+        wrapped[1] ^= 0x08;
+        assert_eq!(
+            vault().open_data_key(&account("alice"), &wrapped).err(),
+            Some(VaultError::CorruptedState)
+        );
+    }
 }
 
 #[test]
@@ -123,10 +172,11 @@ fn sealing_twice_gives_two_different_rows() {
 
 #[test]
 fn a_damaged_row_does_not_open() {
-    let data_key = data_key(1);
     let context = Place::SESSION.context();
-    for plaintext in [&b""[..], b"x", &[0x5a; 33]] {
-        let row = data_key.seal(&mut rng(2), &context, plaintext).unwrap();
+    let texts = [&b""[..], b"x", &[0x5a; 33]];
+    let keys = CIPHERS.map(|cipher| data_key_of(cipher, 1));
+    for (data_key, text) in keys.iter().flat_map(|key| texts.map(|text| (key, text))) {
+        let row = data_key.seal(&mut rng(2), &context, text).unwrap();
         for damaged in damaged(&row) {
             assert_eq!(
                 data_key.open(&context, &damaged),

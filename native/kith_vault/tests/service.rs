@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use kith_vault::{
-    CacheLimits, Context, KeyId, KeyService, LockError, PasswordParameters, ServiceCiphertext,
-    ServiceError, ServiceKey, Source, Vault, VaultError, is_locked, wrapped_by, wrapped_key_info,
+    CacheLimits, Cipher, Context, KeyId, KeyService, LockError, PasswordParameters,
+    ServiceCiphertext, ServiceError, ServiceKey, Source, Vault, VaultError, is_locked, wrapped_by,
+    wrapped_key_info,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -223,8 +224,15 @@ fn a_locked_key_takes_the_service_and_the_password() {
 fn keys_move_to_a_service_and_back_with_their_ids() {
     let mut kms = served("kms", None);
     let (wrapped, locked) = (kms.create(), kms.lock());
+    kms.vault = kms.vault.with_cipher(Cipher::ChaCha20Poly1305);
+    let (wrapped_chacha, locked_chacha) = (kms.create(), kms.lock());
     let mut local = served("local", None);
-    for blob in [&wrapped, &locked] {
+    for (blob, cipher) in [
+        (&wrapped, Cipher::Aes256Gcm),
+        (&locked, Cipher::Aes256Gcm),
+        (&wrapped_chacha, Cipher::ChaCha20Poly1305),
+        (&locked_chacha, Cipher::ChaCha20Poly1305),
+    ] {
         assert_eq!(
             local
                 .vault
@@ -249,8 +257,11 @@ fn keys_move_to_a_service_and_back_with_their_ids() {
         let back = kms.vault.rewrap(&mut kms.rng, &anna(), &rewrapped, false);
         let back = back.unwrap().unwrap();
         assert_eq!(wrapped_by(&back).unwrap().as_str(), "kms");
-        let ids = [blob, &rewrapped, &back].map(|blob| wrapped_key_info(blob).unwrap().data_key_id);
-        assert!(ids.iter().all(|id| *id == ids[0]));
+        let infos = [blob, &rewrapped, &back].map(|blob| wrapped_key_info(blob).unwrap());
+        for info in &infos {
+            assert_eq!(info.data_key_id, infos[0].data_key_id);
+            assert_eq!(info.cipher, cipher);
+        }
         kms.vault.fetch(&anna(), &back).unwrap();
         assert_eq!(
             kms.vault.rewrap(&mut kms.rng, &anna(), &back, false),
