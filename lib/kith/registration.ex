@@ -254,7 +254,10 @@ defmodule Kith.Registration do
 
   # The keys are made between two transactions, so that nobody waits for 100 key pairs. Ids are reserved in the
   # first and lost when the second does not happen, never used twice.
-  def replenish(instance, {user, device} = address) do
+  def replenish(instance, address),
+    do: replenish(instance, address, instance.options.max_attempts)
+
+  defp replenish(instance, {user, device} = address, attempts) do
     case reserve(instance, address) do
       {:ok, %{one_time: {_, 0}, kyber_one_time: {_, 0}}} ->
         {:ok, 0}
@@ -265,9 +268,13 @@ defmodule Kith.Registration do
             one_time_prekeys(instance, {user, data_key}, device, identity, reserved)
           end)
 
-        case keys do
-          {:ok, made} -> store_generated(instance, address, reserved.device, made, record)
-          {:error, reason} -> {:error, Error.new(reason)}
+        with {:ok, made} <- keys,
+             {:error, %Error{reason: :stale}} when attempts > 1 <-
+               store_generated(instance, address, reserved.device, made, record) do
+          replenish(instance, address, attempts - 1)
+        else
+          {:error, reason} when is_atom(reason) -> {:error, Error.new(reason)}
+          stored -> stored
         end
 
       {:error, error} ->
@@ -302,28 +309,37 @@ defmodule Kith.Registration do
   end
 
   defp store_generated(instance, {user, _} = address, before, made, record) do
-    %{data_key: data_key, identity: identity} = before
+    %{public_key: public_key, identity: identity} = before
 
     Instance.transaction(instance, fn repo ->
       Accounts.lock(repo, user)
 
       # Meanwhile the user may have gone or come anew, or another node may have filled the stock.
       case Accounts.device(repo, address) do
-        %{data_key: ^data_key, identity: ^identity} ->
-          {count, kyber_count} = missing(instance, repo, address)
+        # Under the same data key, though that may be wrapped anew.
+        %{identity: ^identity} ->
+          {{:ok, insert_missing(instance, repo, address, made)}, [record]}
 
-          made = %{
-            prekeys: Enum.take(made.prekeys, count),
-            kyber_prekeys: Enum.take(made.kyber_prekeys, kyber_count)
-          }
-
-          insert_generated(repo, address, made, Instance.now(instance))
-          {{:ok, length(made.prekeys)}, [record]}
+        # Under another one, where these prekeys would not open.
+        %{public_key: ^public_key, identity: <<_, _::binary>>} ->
+          {{:error, Error.new(:stale)}, []}
 
         _other ->
           {{:error, Error.new(:not_registered)}, []}
       end
     end)
+  end
+
+  defp insert_missing(instance, repo, address, made) do
+    {count, kyber_count} = missing(instance, repo, address)
+
+    made = %{
+      prekeys: Enum.take(made.prekeys, count),
+      kyber_prekeys: Enum.take(made.kyber_prekeys, kyber_count)
+    }
+
+    insert_generated(repo, address, made, Instance.now(instance))
+    length(made.prekeys)
   end
 
   @doc """

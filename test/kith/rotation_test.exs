@@ -124,6 +124,37 @@ defmodule Kith.RotationTest do
     assert send!(kith, "anna", "ben", "x") == "x"
   end
 
+  test "prekeys are made beside it, and those of a data key that was replaced meanwhile are made anew",
+       %{kith: kith, options: options} do
+    # Another node, under another key: each wraps anew what the other has wrapped.
+    keys = [current: Enum.at(@keys, 1), retired: [Enum.at(@keys, 0)]]
+    stop_kith!(kith)
+    many = Keyword.merge(options, one_time_prekeys: 400, one_time_kyber_prekeys: 100)
+    one = [keys: [current: Enum.at(@keys, 0), retired: [Enum.at(@keys, 1)]]]
+    kith = start_kith!(Keyword.merge(many, one))
+    other = start_kith!(Keyword.merge(many, keys: keys, name: make_ref()))
+
+    # Each time it finds another data key it begins anew, and not for ever.
+    for {change, times} <- [
+          {fn -> Enum.each([other, kith], &Kith.rotate_keys!/1) end, 1_000},
+          {fn -> Kith.rotate_data_key!(other, "anna") end, 3}
+        ] do
+      sql!(kith, "DELETE FROM signal_prekeys WHERE kind = 'one_time'")
+      task = Task.async(fn -> Kith.replenish(kith, "anna") end)
+      beside(task, change, times)
+      assert {:ok, 400} = Task.await(task)
+      assert %{damaged: 0} = Kith.verify_keys!(kith)
+      assert send!(kith, "ben", "anna", "x") == "x"
+    end
+  end
+
+  defp beside(_task, _change, 0), do: :ok
+
+  defp beside(task, change, times) do
+    change.()
+    if Process.alive?(task.pid), do: beside(task, change, times - 1)
+  end
+
   describe "another cipher" do
     @sealed [
       signal_identity_keys: "private_key_encrypted",
