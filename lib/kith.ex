@@ -870,13 +870,16 @@ defmodule Kith do
   def lock_state(name, user), do: AccountLock.state(Instance.fetch!(name), user!(user))
 
   @doc """
-  Gives a locked account another password. Sessions are not sealed anew, and tokens end. It is unlocked afterwards.
+  Gives a locked account another password. Tokens end, and it is unlocked afterwards.
 
-  Takes the options of `lock_with_password/4`. Errors: those of `unlock/4`, and of `lock_with_password/4` for the new one.
+  Takes the options of `lock_with_password/4`, and `:reseal`. Without it the data key stays, and sessions are not sealed anew: whoever has a
+  backup of before, the password of then and the keys of the server opens with them what is written later too. With `reseal: true`
+  the account gets another data key, with the `:cipher` of the instance, and everything is sealed anew under it, as
+  `lock_with_password/4` does it. Errors: those of `unlock/4`, and of `lock_with_password/4` for the new one.
   """
   @spec change_password(name, Address.user(), binary, binary, keyword) :: result(map)
   def change_password(name, user, password, new, options \\ []) do
-    options = lock_options!(options, [:for | Kith.Password.cost_options()])
+    options = lock_options!(options, [:for, :reseal | Kith.Password.cost_options()])
     {password, new} = {secret!(password), secret!(new)}
     AccountLock.change_password(Instance.fetch!(name), user!(user), password, new, options)
   end
@@ -1098,7 +1101,8 @@ defmodule Kith do
       raise ArgumentError, "expected :#{key} to be a number of seconds from 1 to 31536000"
     end
 
-    for {key, value} <- Keyword.take(options, [:keep_tokens, :dry_run]), not is_boolean(value) do
+    for {key, value} <- Keyword.take(options, [:keep_tokens, :dry_run, :reseal]),
+        not is_boolean(value) do
       raise ArgumentError, "expected :#{key} to be a boolean"
     end
 

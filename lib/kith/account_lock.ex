@@ -25,12 +25,16 @@ defmodule Kith.AccountLock do
            :ok <- open?(before),
            {:ok, {locked, unlocked}} <-
              in_turn(instance, :account_lock, [user, password, costs]),
-           {:ok, counts} <- change(instance, user, {user, before}, {user, unlocked}, locked),
-           expires_at = keep(instance, {user, locked}, unlocked, options) do
-        key = {Keys.key_id(locked), unlocked}
-        {:ok, expires_at, followed(counts, KeyChange.own_archive(instance, user, key))}
-      end
+           {:ok, counts} <-
+             change(instance, user, before, {user, before}, {user, unlocked}, locked),
+           do: locked_anew(instance, {user, locked}, unlocked, options, counts)
     end)
+  end
+
+  defp locked_anew(instance, {user, locked} = account, unlocked, options, counts) do
+    expires_at = keep(instance, account, unlocked, options)
+    key = {Keys.key_id(locked), unlocked}
+    {:ok, expires_at, followed(counts, KeyChange.own_archive(instance, user, key))}
   end
 
   @doc "Gives up the password. The account opens with the keys of the server again."
@@ -46,18 +50,33 @@ defmodule Kith.AccountLock do
     end)
   end
 
-  @doc "Another password for the same data key: nothing is sealed anew."
+  @doc "Another password: for the same data key, where nothing is sealed anew, or for another one."
   def change_password(instance, user, password, new, options) do
+    {reseal?, options} = Keyword.pop(options, :reseal, false)
     costs = Password.costs!(options)
+    change = if reseal?, do: &another_key/6, else: &same_key/6
 
     changing(instance, user, fn ->
       with {:ok, unlocked, locked} <- opened(instance, user, password),
-           arguments = [user, unlocked, new, costs],
-           {:ok, relocked} <- in_turn(instance, :account_relock, arguments),
-           :ok <- replace(instance, user, locked, relocked) do
-        {:ok, keep(instance, {user, relocked}, unlocked, options), @none}
-      end
+           do: change.(instance, {user, locked}, unlocked, new, costs, options)
     end)
+  end
+
+  defp same_key(instance, {user, locked}, unlocked, new, costs, options) do
+    with {:ok, relocked} <- in_turn(instance, :account_relock, [user, unlocked, new, costs]),
+         :ok <- replace(instance, user, locked, relocked),
+         do: {:ok, keep(instance, {user, relocked}, unlocked, options), @none}
+  end
+
+  defp another_key(instance, {user, locked}, before, new, costs, options) do
+    result =
+      with {:ok, {relocked, unlocked}} <- in_turn(instance, :account_lock, [user, new, costs]),
+           {:ok, counts} <-
+             change(instance, user, locked, {user, before}, {user, unlocked}, relocked),
+           do: locked_anew(instance, {user, relocked}, unlocked, options, counts)
+
+    Native.account_close(before)
+    result
   end
 
   @doc "Opens an account until a time. Returns that time."
@@ -243,7 +262,8 @@ defmodule Kith.AccountLock do
       with {:ok, before} <- data_key(instance, user),
            :ok <- open?(before),
            {:ok, data_key} <- sealed(instance, :account_create, [user]),
-           {:ok, counts} <- change(instance, user, {user, before}, {user, data_key}, data_key),
+           {:ok, counts} <-
+             change(instance, user, before, {user, before}, {user, data_key}, data_key),
            do: {:ok, nil, counts}
     end)
   end
@@ -280,8 +300,8 @@ defmodule Kith.AccountLock do
     end)
   end
 
-  # All that is sealed under the key of an account, and the key itself, in one transaction.
-  defp change(instance, user, {user, stored} = before, changed, new_stored) do
+  # All that is sealed under the key of an account, and the key itself, in one transaction, if the one that is stored has not changed.
+  defp change(instance, user, stored, before, changed, new_stored) do
     Instance.transaction(
       instance,
       fn repo ->
@@ -289,7 +309,7 @@ defmodule Kith.AccountLock do
 
         case Accounts.data_key(repo, user) do
           ^stored ->
-            {put(instance, repo, user, before, changed, new_stored), []}
+            {put(instance, repo, {user, stored}, before, changed, new_stored), []}
 
           nil ->
             {{:error, Error.new(:not_registered)}, []}
@@ -303,7 +323,7 @@ defmodule Kith.AccountLock do
     )
   end
 
-  defp put(instance, repo, user, {_, stored} = before, changed, new_stored) do
+  defp put(instance, repo, {user, stored}, before, changed, new_stored) do
     with {:ok, counts} <- KeyChange.reseal(instance, repo, before, changed) do
       Keys.put_data_key(repo, user, stored, new_stored, Instance.now(instance))
       Keys.delete_tokens(repo, user)

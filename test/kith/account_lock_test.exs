@@ -323,6 +323,70 @@ defmodule Kith.AccountLockTest do
       assert {:ok, _} = Kith.unlock(kith, "anna", "new password")
     end
 
+    test "may come with another data key, and what opened the one before opens nothing any more",
+         %{kith: kith} do
+      lock!(kith, "anna")
+      note = encrypt_one!(kith, "anna", "anna", "a note")
+      late = encrypt_one!(kith, "ben", "anna", "late")
+      before = texts(kith, "anna", {:direct, "ben"})
+      token = Kith.unlock_token!(kith, "anna")
+      old = hd(sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'"))
+
+      sealed = fn ->
+        sql!(kith, "SELECT private_key_encrypted FROM signal_prekeys WHERE user_id = 'anna'") ++
+          sql!(
+            kith,
+            "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'"
+          ) ++
+          sql!(kith, "SELECT content FROM signal_archived_messages WHERE user_id = 'anna'")
+      end
+
+      rows = sealed.()
+      refute Enum.empty?(rows)
+      reseal = [reseal: true] ++ @cheap
+
+      assert reason(Kith.change_password(kith, "anna", "wrong one", "new password", reseal)) ==
+               :wrong_password
+
+      assert sealed.() == rows
+
+      assert %{refused: 0, resealed: resealed, archive: :done} =
+               Kith.change_password!(kith, "anna", @password, "new password", reseal)
+
+      # The archive's rows are told apart from those of before by the account's key below the thread's.
+      assert resealed >= length(rows)
+      assert rows -- sealed.() == rows
+
+      assert {:unlocked, _} = Kith.lock_state!(kith, "anna")
+      assert Kith.decrypt!(kith, "anna", late) == "late"
+      assert Kith.decrypt!(kith, "anna", note) == "a note"
+      assert send!(kith, "anna", "ben", "x") == "x"
+      assert texts(kith, "anna", {:direct, "ben"}) == before ++ ["late", "x"]
+      assert reason(Kith.unlock_with_token(kith, "anna", token)) == :wrong_password
+
+      Kith.lock!(kith, "anna")
+      assert reason(Kith.unlock(kith, "anna", @password)) == :wrong_password
+      assert {:ok, _} = Kith.unlock(kith, "anna", "new password")
+      assert %{damaged: 0, locked: 0} = Kith.verify_keys!(kith)
+
+      # The thief of before: the key as a backup had it, its password, and all keys of the server.
+      assert [stolen] = old
+      %{vault: vault} = Instance.fetch!(kith)
+      {:ok, unlocked} = Native.account_unlock(vault, "anna", stolen, @password)
+
+      for [bytes] <-
+            sql!(
+              kith,
+              "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'"
+            ) do
+        row = {"identity", ["anna", 1], ["anna", 1], bytes}
+        account = {"anna", unlocked}
+
+        assert {:ok, [{:error, :corrupted_state}]} =
+                 Native.rows_reseal(vault, account, account, [row])
+      end
+    end
+
     test "leaves the account unlocked for a call that has read it before, and a lock does not", %{
       kith: kith
     } do

@@ -10,6 +10,9 @@ defmodule Kith.KeyChangeFailuresTest do
   @other "another password"
 
   setup do
+    # Or each login would make the lock anew, for what it costs elsewhere.
+    Application.put_env(:kith, Kith.Password, @cheap)
+    on_exit(fn -> Application.delete_env(:kith, Kith.Password) end)
     start_supervised!({SQLite, path: Path.join(tmp_dir!(), "keys.db"), name: __MODULE__.Database})
     Repo.connect(SQLite.handle(__MODULE__.Database))
     :ok = Migration.run(Repo)
@@ -150,6 +153,31 @@ defmodule Kith.KeyChangeFailuresTest do
       )
 
     assert killed > 1
+  end
+
+  test "a password with another data key is there with all that is sealed under it, or not at all",
+       %{kith: kith} do
+    killed =
+      kill_at_each_statement(
+        fn ->
+          if match?({:ok, _}, Kith.unlock(kith, "anna", @other)),
+            do: Kith.change_password!(kith, "anna", @other, @password, [reseal: true] ++ @cheap),
+            else: lock!(kith)
+
+          late(kith)
+        end,
+        fn ->
+          Kith.change_password(kith, "anna", @password, @other, [reseal: true] ++ @cheap)
+        end,
+        fn before ->
+          Kith.lock!(kith, "anna")
+          opened = for word <- [@password, @other], do: elem(Kith.unlock(kith, "anna", word), 0)
+          assert Enum.sort(opened) == [:error, :ok]
+          all_there(kith, before)
+        end
+      )
+
+    assert killed > 30
   end
 
   test "another data key of an account is there with all that is sealed under it, or not at all",

@@ -236,9 +236,10 @@ defmodule Kith.RotationTest do
       password = "correct horse battery"
       Kith.unlock!(kith, "cleo", password)
       assert send!(kith, "cleo", "anna", "x") == "x"
-      Kith.remove_password!(kith, "cleo", password)
-      assert first_bytes(kith, "cleo") == <<1, 0x10>>
-      Kith.lock_with_password!(kith, "cleo", password, memory: 8_192, passes: 1)
+      costs = [memory: 8_192, passes: 1]
+      Kith.change_password!(kith, "cleo", password, password, costs)
+      assert first_bytes(kith, "cleo") == <<1, 0x11>>
+      Kith.change_password!(kith, "cleo", password, password, [reseal: true] ++ costs)
       assert first_bytes(kith, "cleo") == <<1, 0x19>>
       token = Kith.unlock_token!(kith, "cleo")
       assert send!(kith, "anna", "cleo", "x") == "x"
