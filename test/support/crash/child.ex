@@ -25,6 +25,10 @@ defmodule Kith.Crash.Child do
         send(__MODULE__, :go)
         end_with_driver()
 
+      "stop\n" ->
+        send(__MODULE__, :stop)
+        end_with_driver()
+
       line when is_binary(line) ->
         end_with_driver()
 
@@ -139,6 +143,8 @@ defmodule Kith.Crash.Child do
   end
 
   defp conduct(config, workers) when workers == %{} do
+    if config.wires, do: deliver_until_all_are_through(config)
+
     if function_exported?(config.store, :lost_races, 0),
       do: write(config, [{:lost_races, config.store.lost_races()}])
 
@@ -173,6 +179,27 @@ defmodule Kith.Crash.Child do
 
       _other ->
         conduct(config, workers)
+    end
+  end
+
+  # The others go on, and what this one held back meanwhile would be older than any session opens.
+  defp deliver_until_all_are_through(config) do
+    IO.puts("through")
+    :rand.seed(:exsss, {config.seed, config.life, 0})
+    deliver_until_stop(Map.merge(config, %{worker: {:through, 0}, count: 0}))
+  end
+
+  defp deliver_until_stop(state) do
+    receive do
+      :stop -> :ok
+    after
+      0 ->
+        case Pool.take() do
+          nil -> Process.sleep(1)
+          message -> Traffic.open(state, message)
+        end
+
+        deliver_until_stop(%{state | count: state.count + 1})
     end
   end
 

@@ -51,7 +51,7 @@ defmodule Kith.Crash.Nodes do
 
     ledger = Driver.ledger(config)
     vms = for node <- 1..nodes, do: Driver.start(config, ledger, node, false)
-    progress = %{ready: 0, finished: MapSet.new()}
+    progress = %{ready: 0, through: 0, finished: MapSet.new()}
     relay(Map.new(vms, &{&1.port, &1}), Map.new(vms, &{&1.port, ""}), progress)
     ledger = together(ledger, Enum.map(vms, &Journal.read(&1.journal)))
     ledger = Enum.reduce(vms, ledger, &Driver.finish(config, &2, %{&1 | journal: "none"}))
@@ -87,7 +87,8 @@ defmodule Kith.Crash.Nodes do
 
           progress =
             Enum.reduce(lines, progress, fn
-              "ready", progress -> ready(Map.keys(vms), progress)
+              "ready", progress -> all(Map.keys(vms), progress, :ready, "go\n")
+              "through", progress -> all(Map.keys(vms), progress, :through, "stop\n")
               "finished", progress -> update_in(progress.finished, &MapSet.put(&1, port))
               "wire " <> _ = line, progress -> pass(line, others, progress)
               line, progress -> said(port, line, progress)
@@ -105,10 +106,11 @@ defmodule Kith.Crash.Nodes do
     end
   end
 
-  # They begin when all of them can.
-  defp ready(ports, progress) do
-    if progress.ready + 1 == length(ports), do: Enum.each(ports, &Port.command(&1, "go\n"))
-    %{progress | ready: progress.ready + 1}
+  # They begin when all of them can, and end when all have done what they had to.
+  defp all(ports, progress, step, word) do
+    count = Map.fetch!(progress, step) + 1
+    if count == length(ports), do: Enum.each(ports, &Port.command(&1, word))
+    %{progress | step => count}
   end
 
   # For the report of a node that ends by itself.
