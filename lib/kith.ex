@@ -964,8 +964,8 @@ defmodule Kith do
       `rotate_thread_key/2` do. Accounts that are locked keep theirs: only their user can. A dry run counts them all the same.
     * `:progress` - a function that is given the counts after each transaction.
 
-  Accounts that are unlocked are locked by it, as their key is stored anew: tokens unlock them again, until the key-encryption key under which a token was made is
-  destroyed. Threads whose messages have not all followed to another data key are finished. Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`;
+  Accounts that are unlocked stay so on nodes that have both keys; with a key service they are locked, and tokens unlock them again. Tokens end with the
+  key-encryption key under which they were made. Threads whose messages have not all followed to another data key are finished. Returns `%{rewrapped:, current:, refused:, rotated:, remaining: %{key_id => count}}`;
   `:rotated` are accounts and threads. Errors: `:unavailable` when a key service went
   away, after which it is called again; those of the machinery.
   """

@@ -9,6 +9,7 @@ defmodule Kith.AccountLock do
 
   alias Kith.{Error, Instance, KeyChange, Native, Password, Telemetry, Unlocked}
   alias Kith.{Maintenance, Registration}
+  alias Kith.KMS.Client
   alias Kith.Store.{Accounts, Keys}
 
   # With what a key service may have put into it.
@@ -142,7 +143,7 @@ defmodule Kith.AccountLock do
   end
 
   defp relock(instance, repo, user, locked) do
-    with {:ok, anew} <- sealed(instance, :account_rewrap, [user, locked, true]) do
+    with {:ok, anew} <- sealed(instance, :account_lock_anew, [user, locked]) do
       Keys.put_data_key(repo, user, locked, anew, nil)
       {:ok, :locked}
     end
@@ -255,13 +256,15 @@ defmodule Kith.AccountLock do
 
   @doc """
   Another data key for an account: everything is sealed anew under it. Of a locked account only with the password, since nobody
-  else can.
+  else can. With the id of a data key, only if it is that one still.
   """
-  def rotate(instance, user) do
+  def rotate(instance, user, key_id \\ nil) do
     changing(instance, user, fn ->
       with {:ok, before} <- data_key(instance, user),
            :ok <- open?(before),
+           :ok <- still?(before, key_id),
            {:ok, data_key} <- sealed(instance, :account_create, [user]),
+           :ok <- Client.check_wrapped(instance, data_key),
            {:ok, counts} <-
              change(instance, user, before, {user, before}, {user, data_key}, data_key),
            do: {:ok, nil, counts}
@@ -366,6 +369,9 @@ defmodule Kith.AccountLock do
     do: {:error, Error.new(:locked, "it has a password already")}
 
   defp open?(_data_key), do: :ok
+
+  defp still?(data_key, key_id),
+    do: if(key_id in [nil, Keys.key_id(data_key)], do: :ok, else: {:error, Error.new(:stale)})
 
   defp locked?(data_key) when is_locked(data_key), do: :ok
   defp locked?(_data_key), do: not_locked()

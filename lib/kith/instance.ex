@@ -13,7 +13,17 @@ defmodule Kith.Instance do
   @restarts 64
 
   @enforce_keys [:name, :repo, :vault, :options]
-  defstruct [:name, :repo, :vault, :options, :stamps, :unlocked, kms: nil, timeline?: false]
+  defstruct [
+    :name,
+    :repo,
+    :vault,
+    :options,
+    :stamps,
+    :unlocked,
+    kms: nil,
+    fallback: true,
+    timeline?: false
+  ]
 
   @type t :: %__MODULE__{
           name: term,
@@ -23,6 +33,7 @@ defmodule Kith.Instance do
           stamps: :atomics.atomics_ref(),
           unlocked: nil | :ets.table(),
           kms: nil | :current | :retired,
+          fallback: boolean,
           timeline?: boolean
         }
 

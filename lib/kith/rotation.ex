@@ -10,6 +10,9 @@ defmodule Kith.Rotation do
   @batch 100
 
   def run(instance, options) do
+    # What is to be moved to a key service is not moved to what stands in for it.
+    instance = %{instance | fallback: false}
+
     Telemetry.span([:kith, :keys, :rotate], %{instance: instance.name}, fn ->
       counts = %{rewrapped: 0, current: 0, refused: 0, rotated: 0, remaining: %{}}
 
@@ -106,8 +109,7 @@ defmodule Kith.Rotation do
       {:error, lack} when lack in [:cold, :unmade] and attempts > 0 ->
         needs = needs(lack, kind, id, key)
 
-        # What is to be moved to the service is not moved to what stands in for it.
-        case Client.warm(instance, needs, fallback: false) do
+        case Client.warm(instance, needs) do
           :ok -> answered(instance, kind, row, options, attempts - 1)
           {:error, :unavailable} -> {:error, Error.new(:unavailable)}
           {:error, reason} -> {:ok, {:refused, reason}}
@@ -121,7 +123,10 @@ defmodule Kith.Rotation do
             {:ok, :rewrapped}
 
           # Under the current key: nothing to do, or, with a service, not open yet.
-          native(instance, kind, id, replaced(key, rewrapped)) in [{:ok, nil}, {:error, :cold}] ->
+          native(instance, kind, id, with_wrapped(key, rewrapped)) in [
+            {:ok, nil},
+            {:error, :cold}
+          ] ->
             with {:ok, _} <- Instance.transaction(instance, put), do: {:ok, :rewrapped}
 
           # What another call had made for this place while the service was away: it is used up now.
@@ -190,7 +195,7 @@ defmodule Kith.Rotation do
   end
 
   defp native(instance, :account, user, data_key),
-    do: Instance.native(instance, :account_rewrap, [instance.vault, user, data_key, false])
+    do: Instance.native(instance, :account_rewrap, [instance.vault, user, data_key])
 
   defp native(instance, kind, thread, data_key) when kind in [:thread, :previous],
     do: Instance.native(instance, :thread_rewrap, [instance.vault, thread, data_key])
@@ -203,8 +208,8 @@ defmodule Kith.Rotation do
   defp wrapped({_purpose, _public_key, wrapped}), do: wrapped
   defp wrapped(data_key), do: data_key
 
-  defp replaced({purpose, public_key, _wrapped}, wrapped), do: {purpose, public_key, wrapped}
-  defp replaced(_data_key, wrapped), do: wrapped
+  defp with_wrapped({purpose, public_key, _wrapped}, wrapped), do: {purpose, public_key, wrapped}
+  defp with_wrapped(_data_key, wrapped), do: wrapped
 
   defp put(repo, :account, user, before, data_key),
     do: Keys.put_data_key(repo, user, before, data_key, nil)
@@ -242,20 +247,29 @@ defmodule Kith.Rotation do
     end)
   end
 
-  defp old_rows(repo, :account, place, outdated),
-    do: for(user <- Keys.old(repo, place, outdated, @batch), do: {user, :replace})
+  defp old_rows(repo, :account, place, outdated) do
+    for {user, data_key} <- Keys.old(repo, place, outdated, @batch),
+        do: {user, {data_key, :replace}}
+  end
 
   defp old_rows(repo, :thread, place, {before, cipher} = outdated) do
     for {thread, data_key, drawn_at} <- ArchivedMessages.old(repo, place, outdated, @batch) do
       old? = (before != nil and drawn_at < before) or WrappedKey.of_another?(data_key, cipher)
-      {thread, if(old?, do: :replace, else: :finish)}
+      {thread, {data_key, if(old?, do: :replace, else: :finish)}}
     end
   end
 
-  defp replace(_instance, _kind, _found, true, counts), do: {:ok, count(counts, :rotated)}
+  defp replace(instance, kind, {id, {data_key, what}}, dry_run?, counts) do
+    case native(instance, kind, id, data_key) do
+      # It does not open, which was counted before.
+      {:error, lack} when lack not in [:cold, :unmade] -> {:ok, counts}
+      _opens when dry_run? -> {:ok, count(counts, :rotated)}
+      _opens -> give_successor(instance, {kind, what}, id, data_key, counts)
+    end
+  end
 
-  defp replace(instance, kind, found, false, counts) do
-    case replace(instance, kind, found) do
+  defp give_successor(instance, step, id, data_key, counts) do
+    case successor(instance, step, id, data_key) do
       {:ok, %{refused: 0}} ->
         {:ok, count(counts, :rotated)}
 
@@ -266,7 +280,7 @@ defmodule Kith.Rotation do
       {:error, %Error{reason: reason}} when reason in [:corrupted_state, :malformed] ->
         {:ok, count(counts, :refused)}
 
-      # Locked: nobody but its user can. Changed or gone meanwhile; or its key is not there, which was counted before.
+      # Locked: nobody but its user can. Changed or gone meanwhile.
       {:error, %Error{reason: reason}}
       when reason in [:locked, :stale, :not_registered, :key_not_found] ->
         {:ok, counts}
@@ -276,9 +290,15 @@ defmodule Kith.Rotation do
     end
   end
 
-  defp replace(instance, :account, {user, :replace}), do: AccountLock.rotate(instance, user)
-  defp replace(instance, :thread, {thread, :replace}), do: ThreadKeys.rotate(instance, thread)
-  defp replace(instance, :thread, {thread, :finish}), do: ThreadKeys.finish(instance, thread)
+  # Not what another node has replaced since it was read.
+  defp successor(instance, {:account, :replace}, user, data_key),
+    do: AccountLock.rotate(instance, user, Keys.key_id(data_key))
+
+  defp successor(instance, {:thread, :replace}, thread, data_key),
+    do: ThreadKeys.rotate(instance, thread, Keys.key_id(data_key))
+
+  defp successor(instance, {:thread, :finish}, thread, _data_key),
+    do: ThreadKeys.finish(instance, thread)
 
   ## What opens
 
@@ -315,7 +335,7 @@ defmodule Kith.Rotation do
     end
   end
 
-  defp of_another?(instance, kind, {_id, key}) when kind in [:account, :thread],
+  defp of_another?(instance, kind, {_id, key}) when kind in [:account, :thread, :previous],
     do: WrappedKey.of_another?(key, instance.options.cipher)
 
   defp of_another?(_instance, _kind, _row), do: false

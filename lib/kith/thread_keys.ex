@@ -5,6 +5,7 @@ defmodule Kith.ThreadKeys do
   # says which of the two it is under.
 
   alias Kith.{Error, Instance, Telemetry}
+  alias Kith.KMS.Client
   alias Kith.Store.{ArchivedMessages, Keys}
 
   # Rows that are sealed anew in one native call and transaction.
@@ -12,16 +13,20 @@ defmodule Kith.ThreadKeys do
 
   @none %{resealed: 0, refused: 0}
 
-  @doc "Gives a thread another data key. One that was interrupted is finished first."
-  @spec rotate(Instance.t(), String.t()) ::
+  @doc """
+  Gives a thread another data key. One that was interrupted is finished first. With the id of a data key, only if that is the present one
+  still.
+  """
+  @spec rotate(Instance.t(), String.t(), nil | binary) ::
           {:ok, %{resealed: non_neg_integer, refused: non_neg_integer}} | {:error, Error.t()}
-  def rotate(instance, thread) do
+  def rotate(instance, thread, key_id \\ nil) do
     Telemetry.span([:kith, :archive, :reseal], %{instance: instance.name}, fn ->
       result =
         with {:ok, %{refused: 0} = counts} <- follow(instance, thread),
              :ok <- opens(instance, thread),
              {:ok, data_key} <- native(instance, :thread_create, [thread]),
-             :ok <- replace(instance, thread, data_key),
+             :ok <- Client.check_wrapped(instance, data_key),
+             :ok <- replace(instance, thread, data_key, key_id),
              do: follow(instance, thread, counts)
 
       told(instance, result)
@@ -63,17 +68,21 @@ defmodule Kith.ThreadKeys do
   defp no_such_thread,
     do: {:error, Error.new(:key_not_found, "there is no such thread")}
 
-  defp replace(instance, thread, data_key) do
+  defp replace(instance, thread, data_key, key_id) do
     result =
       Instance.transaction(instance, fn repo ->
         case ArchivedMessages.lock(repo, thread) do
           nil ->
             {no_such_thread(), []}
 
-          {_data_key, _previous} ->
-            now = Instance.now(instance)
-            # Nothing where another node has begun meanwhile: that is as good.
-            {{:ok, ArchivedMessages.replace_data_key(repo, thread, data_key, now)}, []}
+          {present, _previous} ->
+            if key_id in [nil, Keys.key_id(present)] do
+              now = Instance.now(instance)
+              # Nothing where another node has begun meanwhile: that is as good.
+              {{:ok, ArchivedMessages.replace_data_key(repo, thread, data_key, now)}, []}
+            else
+              {{:error, Error.new(:stale)}, []}
+            end
         end
       end)
 

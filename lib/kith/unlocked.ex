@@ -3,8 +3,8 @@ defmodule Kith.Unlocked do
   # The data keys of accounts that are locked under a password, while they are unlocked on this node. Elixir holds
   # references; the keys are in the native library, which forgets them when it is told to.
   #
-  # A key is found by the locked one as the database has it. So whoever writes that anew, under another password or only
-  # anew, has locked the account on every node.
+  # A key is found by the locked one as the database has it. So whoever stores another lock, with another password or with the
+  # same, has locked the account on every node. One that is only wrapped anew, under another key-encryption key, is the same lock.
 
   alias Kith.{Address, Error, Instance, Native}
   alias Kith.Store.Accounts
@@ -33,7 +33,8 @@ defmodule Kith.Unlocked do
         # If it is another one, either the caller has read the account before its key was stored anew here, or somebody else has
         # stored it anew.
         if expires_at > Instance.now(instance) and
-             (kept == data_key or stored?(instance, user, kept)) do
+             (kept == data_key or stored?(instance, user, kept) or
+                rewrapped?(instance, user, {kept, unlocked}, data_key)) do
           {user, unlocked}
         else
           close(instance, user)
@@ -63,6 +64,20 @@ defmodule Kith.Unlocked do
       Instance.transaction(instance, fn repo -> {{:ok, Accounts.data_key(repo, user)}, []} end)
 
     stored == {:ok, data_key}
+  end
+
+  # With a key service both would have to be open, and it is locked.
+  defp rewrapped?(%Instance{unlocked: table, vault: vault}, user, {kept, unlocked}, data_key) do
+    same? = Native.account_same_lock(vault, user, kept, data_key) == {:ok, true}
+    # Unless somebody has unlocked it meanwhile.
+    if same?,
+      do:
+        :ets.select_replace(table, [
+          {{user, kept, unlocked, :"$1"}, [],
+           [{{{:const, user}, {:const, data_key}, {:const, unlocked}, :"$1"}}]}
+        ])
+
+    same?
   end
 
   @doc "When an account that is unlocked here will be locked, in milliseconds since 1970; nil where it is locked."

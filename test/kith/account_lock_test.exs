@@ -223,7 +223,7 @@ defmodule Kith.AccountLockTest do
       Kith.unlock!(kith, "anna", @password)
       [[locked]] = sql!(kith, "SELECT data_key FROM signal_accounts")
       instance = Instance.fetch!(kith)
-      {:ok, anew} = Native.account_rewrap(instance.vault, "anna", locked, true)
+      {:ok, anew} = Native.account_lock_anew(instance.vault, "anna", locked)
       blob = if store() == :postgres, do: anew, else: {:blob, anew}
       sql!(kith, "UPDATE signal_accounts SET data_key = $1", [blob])
       assert Kith.lock_state!(kith, "anna") == :locked

@@ -512,11 +512,23 @@ defmodule Kith.KMSTest do
     } do
       name = make_ref()
       clock = fn -> System.system_time(:millisecond) + :persistent_term.get(name, 0) end
-      kith = start!(kms, clock: clock, name: name)
+      kith = start!(kms, clock: clock, name: name, fallback: "local", retries: 0)
       converse!(kith, "ada", "ben")
       :persistent_term.put(name, 100_000)
       KMSProcess.kill!(kms)
+      # Not to what stands in for it, though all that has to be opened is open.
+      assert %{damaged: 0} = Kith.verify_keys!(kith)
       assert reason(Kith.rotate_keys(kith, older_than: 50)) == :unavailable
+      assert [{"kms", true, 1}] = columns(kith)
+
+      # Nor with what another call has had made for it.
+      capture_log(fn ->
+        assert {:ok, {nil, false, _}} =
+                 Native.kms_prepare(Instance.fetch!(kith).vault, :account, "ada", true)
+      end)
+
+      assert reason(Kith.rotate_keys(kith, older_than: 50)) == :unavailable
+      assert [{"kms", true, 1}] = columns(kith)
       KMSProcess.start!(folder)
       # Two accounts and a conversation.
       assert %{rotated: 3, refused: 0} = Kith.rotate_keys!(kith, older_than: 50)

@@ -93,7 +93,13 @@ defmodule Kith.PanicTest do
   defp call(:account_open_token, c), do: Native.account_open_token(c.vault, "alice", c.token)
 
   defp call(:account_rewrap, c),
-    do: Native.account_rewrap(c.vault, "alice", elem(c.account, 1), true)
+    do: Native.account_rewrap(c.vault, "alice", elem(c.account, 1))
+
+  defp call(:account_lock_anew, c),
+    do: Native.account_lock_anew(c.vault, "alice", c.locked)
+
+  defp call(:account_same_lock, c),
+    do: Native.account_same_lock(c.vault, "alice", c.locked, c.locked)
 
   defp call(:account_retire, c),
     do: Native.account_retire(c.vault, c.account, {"alice", c.unlocked})

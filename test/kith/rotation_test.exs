@@ -2,6 +2,8 @@ defmodule Kith.RotationTest do
   use Kith.Case, async: true
   use Kith.Test.Stores
 
+  alias Kith.Store.ArchivedMessages
+
   @keys for n <- 1..3, do: {"k#{n}", {:key, String.duplicate("#{n}", 32)}}
 
   setup do
@@ -58,6 +60,39 @@ defmodule Kith.RotationTest do
     assert send!(kith, "anna", "ben", "x") == "x"
     assert length(Kith.history!(kith, "ben", {:direct, "anna"}).messages) == 4
     assert {:ok, _} = Kith.unlock(kith, "cleo", "correct horse battery")
+  end
+
+  test "leaves accounts unlocked that are, on nodes that know both keys, and a lock is one for all of them",
+       %{kith: kith, options: options} do
+    password = "correct horse battery"
+    stop_kith!(kith)
+    [first, second] = Enum.take(@keys, 2)
+    # A node that was not started anew, and one that was.
+    old = start_kith!(Keyword.put(options, :keys, current: first, retired: [second]))
+    keys = [current: second, retired: [first]]
+    new = start_kith!(Keyword.merge(options, keys: keys, name: make_ref()))
+    until = for kith <- [old, new], do: Kith.unlock!(kith, "cleo", password)
+    token = Kith.unlock_token!(old, "cleo")
+
+    assert %{rewrapped: 4, rotated: 0} = Kith.rotate_keys!(new)
+
+    for {kith, until} <- Enum.zip([old, new], until), _ <- 1..2 do
+      assert {:ok, {:unlocked, ^until}} = Kith.lock_state(kith, "cleo")
+      assert send!(kith, "cleo", "anna", "x") == "x"
+    end
+
+    assert Kith.lock!(new, "cleo") == :locked
+    for kith <- [old, new], do: assert(Kith.lock_state!(kith, "cleo") == :locked)
+    assert {:error, %{reason: :wrong_password}} = Kith.unlock_with_token(old, "cleo", token)
+
+    # A lock between two rotations is one.
+    for kith <- [old, new], do: Kith.unlock!(kith, "cleo", password)
+    assert %{refused: 0} = Kith.rotate_keys!(old)
+    assert Kith.lock!(old, "cleo") == :locked
+    assert %{refused: 0} = Kith.rotate_keys!(new)
+    assert Kith.lock_state!(new, "cleo") == :locked
+    assert {:error, %{reason: :locked}} = Kith.encrypt(new, "cleo", "anna", "x")
+    assert {:ok, _} = Kith.unlock(new, "cleo", password)
   end
 
   test "wraps the keys of the service itself anew, those that are retired too", %{
@@ -251,6 +286,72 @@ defmodule Kith.RotationTest do
       Kith.unlock_with_token!(kith, "cleo", token)
       assert send!(kith, "cleo", "anna", "x") == "x"
       assert ["x", "x", "x"] = texts(kith, "cleo", {:direct, "anna"})
+    end
+
+    test "is what messages lie under that have not all followed, and verify_keys/2 says so", %{
+      kith: kith,
+      options: options
+    } do
+      kith = with_cipher!(kith, options, :chacha20_poly1305)
+      for user <- ~w(anna ben), do: Kith.rotate_data_key!(kith, user)
+      instance = Kith.Instance.fetch!(kith)
+      [[thread]] = sql!(kith, "SELECT thread_id FROM signal_threads")
+      {:ok, data_key} = Kith.Instance.sealed(instance, :thread_create, [thread])
+
+      # As after a node that was killed then.
+      {:ok, 1} =
+        Kith.Instance.transaction(instance, fn repo ->
+          now = Kith.Instance.now(instance)
+          {{:ok, ArchivedMessages.replace_data_key(repo, thread, data_key, now)}, []}
+        end)
+
+      assert send!(kith, "anna", "ben", "x") == "x"
+      assert Enum.sort(algorithms(kith)) == [1, 2]
+      assert %{outdated: 1, damaged: 0} = Kith.verify_keys!(kith)
+      assert %{rotated: 1} = Kith.rotate_keys!(kith, dry_run: true)
+      assert %{rotated: 1} = Kith.rotate_keys!(kith)
+      assert algorithms(kith) == [2]
+      assert %{outdated: 0} = Kith.verify_keys!(kith)
+    end
+
+    test "is given once, however many nodes do it", %{kith: kith, options: options} do
+      users = for n <- 1..12, do: "user #{n}"
+      register!(kith, users)
+      kith = with_cipher!(kith, options, :chacha20_poly1305)
+      chacha = [cipher: :chacha20_poly1305, name: make_ref()]
+      other = start_kith!(Keyword.merge(options, chacha))
+
+      counts =
+        [kith, other]
+        |> Enum.map(fn kith -> Task.async(fn -> Kith.rotate_keys!(kith) end) end)
+        |> Task.await_many(60_000)
+
+      assert Enum.all?(counts, &(&1.refused == 0))
+      # One may finish the thread that the other has begun.
+      assert (counts |> Enum.map(& &1.rotated) |> Enum.sum()) in [15, 16]
+      # Each has left the one key of before.
+      sql = "SELECT user_id FROM signal_retired_keys WHERE user_id <> 'cleo'"
+
+      assert sql!(kith, sql) |> Enum.sort() ==
+               Enum.sort(for user <- ["anna", "ben" | users], do: [user])
+
+      assert %{outdated: 0, damaged: 0} = Kith.verify_keys!(kith)
+    end
+
+    test "is not for a data key that does not open, which is counted once", %{
+      kith: kith,
+      options: options
+    } do
+      kith = with_cipher!(kith, options, :chacha20_poly1305)
+      [[key]] = sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'ben'")
+      damaged = corrupt(key, byte_size(key) - 1)
+      value = if store() == :postgres, do: damaged, else: {:blob, damaged}
+      sql!(kith, "UPDATE signal_accounts SET data_key = $1 WHERE user_id = 'ben'", [value])
+
+      for options <- [[dry_run: true], []] do
+        assert %{refused: 1, rotated: 2, remaining: %{"k1" => 1}} =
+                 Kith.rotate_keys!(kith, options)
+      end
     end
 
     test "goes on where it was interrupted, in a thread too", %{kith: kith, options: options} do

@@ -35,7 +35,7 @@ defmodule Kith.KMS.Client do
   def needs(:unmade, _account, [user | _]), do: [{:prepare, :account, user}]
 
   def needs(:cold, function, [user, locked | _])
-      when function in [:account_unlock, :account_costs, :account_rewrap],
+      when function in [:account_unlock, :account_costs, :account_rewrap, :account_lock_anew],
       do: [{:fetch, :account, {user, locked}}]
 
   def needs(:cold, :account_open_token, [user, token]), do: [{:fetch, :token, {user, token}}]
@@ -87,25 +87,25 @@ defmodule Kith.KMS.Client do
   defp fetched(_kind, _other), do: []
 
   @doc "Gets it from the key service. Not within a transaction."
-  @spec warm(Instance.t(), [need], keyword) :: :ok | {:error, Kith.Error.reason()}
-  def warm(instance, needs, options \\ []) do
+  @spec warm(Instance.t(), [need]) :: :ok | {:error, Kith.Error.reason()}
+  def warm(instance, needs) do
     Enum.reduce_while(needs, :ok, fn need, :ok ->
-      case get(instance, need, options) do
+      case get(instance, need) do
         :ok -> {:cont, :ok}
         error -> {:halt, error}
       end
     end)
   end
 
-  defp get(instance, {:fetch, kind, key}, _options) do
+  defp get(instance, {:fetch, kind, key}) do
     case patiently(instance, :kms_fetch, [kind, key]) do
       {:ok, {reason, calls}} -> finish(instance, reason, calls)
       {:error, reason} -> {:error, reason}
     end
   end
 
-  defp get(instance, {:prepare, kind, owner}, options) do
-    arguments = [kind, owner, Keyword.get(options, :fallback, true)]
+  defp get(instance, {:prepare, kind, owner}) do
+    arguments = [kind, owner, instance.fallback]
 
     case patiently(instance, :kms_prepare, arguments) do
       {:ok, {reason, served?, calls}} ->
@@ -116,6 +116,18 @@ defmodule Kith.KMS.Client do
         {:error, reason}
     end
   end
+
+  @doc "Whether a data key that was made is not under what stands in for a key service, where that is not wanted."
+  @spec check_wrapped(Instance.t(), binary) :: :ok | {:error, Error.t()}
+  def check_wrapped(%{fallback: false, kms: :current}, data_key) do
+    case Native.wrapped_key_inspect(data_key) do
+      {:ok, %{wrapped_dek: <<_::binary>>}} -> :ok
+      # No service has a part in it: another call had that made while it was away.
+      _fallen_back -> {:error, Error.new(:unavailable)}
+    end
+  end
+
+  def check_wrapped(_instance, _data_key), do: :ok
 
   @doc "Has made what wraps next in a place, where the current key is that of a key service."
   @spec prepare(Instance.t(), kind, binary) :: :ok | {:error, Error.reason()}

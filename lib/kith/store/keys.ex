@@ -223,17 +223,17 @@ defmodule Kith.Store.Keys do
     :ok
   end
 
-  @doc "Users whose data key was drawn before a time, or for another cipher and is under no password; some at a time."
+  @doc "Users whose data key was drawn before a time, or for another cipher and is under no password, with that key; some at a time."
   def old(repo, after_user, {before, cipher}, limit) do
     {other_cipher, params} = WrappedKey.other_cipher(cipher, {4, 5})
 
     sql = """
-    SELECT user_id FROM kith.signal_accounts
+    SELECT user_id, data_key FROM kith.signal_accounts
     WHERE user_id > $1 AND (COALESCE(key_changed_at, created_at) < $2 OR #{other_cipher})
     ORDER BY user_id LIMIT $3
     """
 
-    for [user] <- Repo.rows(repo, sql, [after_user, before, limit | params]), do: user
+    for row <- Repo.rows(repo, sql, [after_user, before, limit | params]), do: List.to_tuple(row)
   end
 
   ## Tokens

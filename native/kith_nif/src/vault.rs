@@ -135,7 +135,7 @@ impl Vault {
         context: &Context,
         wrapped: &[u8],
     ) -> Result<Option<Vec<u8>>, Reason> {
-        Ok(self.keys.rewrap(&mut SysRng, context, wrapped, false)?)
+        Ok(self.keys.rewrap(&mut SysRng, context, wrapped)?)
     }
 
     /// Draws a data key and wraps it for a place.
@@ -423,21 +423,47 @@ fn account_open_token<'a>(
     })
 }
 
-/// The data key of an account under the current key-encryption key, or nil when it is already and need not be in `any_case`.
+/// The data key of an account under the current key-encryption key, or nil when it is already.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn account_rewrap<'a>(
     env: Env<'a>,
     vault: ResourceArc<Vault>,
     user: Binary<'a>,
     blob: Row<Binary<'a>>,
-    any_case: bool,
 ) -> Term<'a> {
     seam::call(env, "account_rewrap", || {
-        let context = account_context(&user);
-        let rewrapped = vault
-            .keys
-            .rewrap(&mut SysRng, &context, blob.get()?, any_case)?;
+        let rewrapped = vault.rewrap(&account_context(&user), blob.get()?)?;
         Ok::<_, Reason>(rewrapped.map(Bytes))
+    })
+}
+
+/// A locked data key as another lock with the same password, which ends what `account_same_lock` lets go on.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn account_lock_anew<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    user: Binary<'a>,
+    blob: Binary<'a>,
+) -> Term<'a> {
+    seam::call(env, "account_lock_anew", || {
+        let context = account_context(&user);
+        let locked = vault.keys.lock_anew(&mut SysRng, &context, &blob)?;
+        Ok::<_, Reason>(Bytes(locked))
+    })
+}
+
+/// Whether two locked data keys of an account are one lock, under two key-encryption keys.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn account_same_lock<'a>(
+    env: Env<'a>,
+    vault: ResourceArc<Vault>,
+    user: Binary<'a>,
+    one: Binary<'a>,
+    other: Binary<'a>,
+) -> Term<'a> {
+    seam::call(env, "account_same_lock", || {
+        let context = account_context(&user);
+        Ok::<_, Reason>(vault.keys.is_same_lock(&context, &one, &other)?)
     })
 }
 

@@ -120,7 +120,7 @@
 //! With `0x18` the data key is one of ChaCha20-Poly1305, and it is wrapped by AES-256-GCM all the same; so it is with each of the
 //! algorithms below and 8 more. A key of the service itself is wrapped with `0x10`.
 //!
-//! ## Locked data key, 159 bytes and the key id
+//! ## Locked data key, 159 or 167 bytes and the key id
 //!
 //! A data key under a password, and that under a key-encryption key: neither of the two opens it alone. The header is
 //! that of a wrapped data key with the algorithm `0x11`; what its ciphertext holds is
@@ -133,6 +133,7 @@
 //! | 60 | 12 | nonce | random |
 //! | 72 | 32 | ciphertext | of the data key, under bytes 0 to 31 of what Argon2id gives |
 //! | 104 | 16 | tag | of AES-256-GCM, whose associated data is the data key id and the encoded [`Context`] |
+//! | 120 | 0 or 8 | stamp | random, drawn by [`Vault::lock_anew`] |
 //!
 //! ## Token
 //!
@@ -160,7 +161,7 @@
 //! | 2 + w | wrapped key | as the service keeps its key, w at most 4,096; nothing here opens it. None in a token |
 //! | 2 + c | encrypted key | what the service encrypted, c at most 1,024 |
 //! | 12 | nonce | random |
-//! | 32, 120 or 56 | ciphertext | of the data key, or of what a locked one or a token holds |
+//! | 32, 120, 128 or 56 | ciphertext | of the data key, or of what a locked one or a token holds |
 //! | 16 | tag | of AES-256-GCM |
 //!
 //! ## Associated data

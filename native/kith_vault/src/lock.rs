@@ -326,13 +326,34 @@ impl<'a> Content<'a> {
             [memory, passes, parallelism].map(|n| u32::from_be_bytes(*n));
         let (salt, rest) = rest.split_first_chunk::<{ PasswordHash::SALT_BYTES }>()?;
         let (commitment, rest) = rest.split_first_chunk::<COMMITMENT_BYTES>()?;
+        let (sealed, stamp) = rest.split_first_chunk::<SEALED_KEY_BYTES>()?;
+        if !matches!(stamp.len(), 0 | STAMP_BYTES) {
+            return None;
+        }
         Some(Self {
             parameters: PasswordParameters::new(memory, passes, parallelism).ok()?,
             salt,
             commitment,
-            sealed: Sealed::from_bytes(rest)?,
+            sealed: Sealed::from_bytes(sealed)?,
         })
     }
+}
+
+/// The content of a locked data key with another stamp: it opens as before, and is not the same lock.
+fn stamped<R: TryCryptoRng + ?Sized>(
+    rng: &mut R,
+    content: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+    let mut stamp = [0; STAMP_BYTES];
+    rng.try_fill_bytes(&mut stamp)
+        .map_err(VaultError::random::<R>)?;
+    let unstamped = content
+        .get(..CONTENT_BYTES)
+        .ok_or(VaultError::CorruptedState)?;
+    let mut stamped = Zeroizing::new(Vec::with_capacity(CONTENT_BYTES + STAMP_BYTES));
+    stamped.extend_from_slice(unstamped);
+    stamped.extend_from_slice(&stamp);
+    Ok(stamped)
 }
 
 const COMMITMENT_BYTES: usize = 32;
@@ -340,13 +361,51 @@ const COMMITMENT_BYTES: usize = 32;
 /// Behind a retired key that seals with ChaCha20-Poly1305. Behind one of AES-256-GCM stands nothing.
 const RETIRED_CHACHA20_POLY1305: u8 = 0x02;
 
+const SEALED_KEY_BYTES: usize = NONCE_BYTES + KEY_BYTES + TAG_BYTES;
+
 /// Three numbers, salt, commitment, and the data key under the key of the password.
-const CONTENT_BYTES: usize =
-    12 + PasswordHash::SALT_BYTES + COMMITMENT_BYTES + NONCE_BYTES + KEY_BYTES + TAG_BYTES;
+const CONTENT_BYTES: usize = 12 + PasswordHash::SALT_BYTES + COMMITMENT_BYTES + SEALED_KEY_BYTES;
+
+/// Random bytes behind that, once the account was locked: see [`Vault::is_same_lock`].
+const STAMP_BYTES: usize = 8;
 
 impl Vault {
+    /// Whether two locked data keys of a place are one lock that was only wrapped anew: under another key-encryption key. Not
+    /// if the password has changed in between, and not if [`Self::lock_anew`] was there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Vault::open_data_key`], of either.
+    pub fn is_same_lock(
+        &self,
+        context: &Context,
+        one: &[u8],
+        other: &[u8],
+    ) -> Result<bool, VaultError> {
+        let (name, content) = self.unwrap(context, Wrapping::Locked, one)?;
+        let (other_name, other) = self.unwrap(context, Wrapping::Locked, other)?;
+        Ok(name == other_name && content.ct_eq(&other).into())
+    }
+
+    /// Stores a locked data key anew, under the current key-encryption key, so that it is not the same lock any more. The
+    /// password stays.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::rewrap`].
+    pub fn lock_anew<R: TryCryptoRng + ?Sized>(
+        &self,
+        rng: &mut R,
+        context: &Context,
+        blob: &[u8],
+    ) -> Result<Vec<u8>, VaultError> {
+        let (name, content) = self.unwrap(context, Wrapping::Locked, blob)?;
+        let content = stamped(rng, &content)?;
+        self.wrap(rng, context, Wrapping::Locked, name, &content)
+    }
+
     /// Wraps a data key anew under the current key-encryption key, whether it is locked or not. `None` where it is
-    /// under that key already, unless it is to be wrapped anew in `any_case`.
+    /// under that key already.
     ///
     /// # Errors
     ///
@@ -357,14 +416,13 @@ impl Vault {
         rng: &mut R,
         context: &Context,
         blob: &[u8],
-        any_case: bool,
     ) -> Result<Option<Vec<u8>>, VaultError> {
         let wrapped = Wrapped::from_bytes(blob)?;
         let wrapping = wrapped.wrapping;
         // Opened also when there is nothing to do: what is said to be under the current key is.
         let (name, content) = self.unwrap(context, wrapping, blob)?;
         let current = self.current_key_id().as_str().as_bytes();
-        if wrapped.key_encryption_key_id == current && !any_case {
+        if wrapped.key_encryption_key_id == current {
             return Ok(None);
         }
         self.wrap(rng, context, wrapping, name, &content).map(Some)
@@ -506,32 +564,69 @@ mod tests {
         let row = row(&key);
         let vault = vault("new");
         let plain = vault.wrap_unlocked(&mut rng(), &place(), &key).unwrap();
-        assert_eq!(vault.rewrap(&mut rng(), &place(), &plain, false), Ok(None));
+        assert_eq!(vault.rewrap(&mut rng(), &place(), &plain), Ok(None));
 
-        let rewrapped = vault
-            .rewrap(&mut rng(), &place(), &blob, false)
-            .unwrap()
-            .unwrap();
+        let rewrapped = vault.rewrap(&mut rng(), &place(), &blob).unwrap().unwrap();
         assert_eq!(wrapped_by(&rewrapped).unwrap().as_str(), "new");
         assert!(is_locked(&rewrapped));
         assert!(opens(
             &vault.unlock(&place(), &rewrapped, PASSWORD).unwrap(),
             &row
         ));
-        assert_eq!(
-            vault.rewrap(&mut rng(), &place(), &rewrapped, false),
-            Ok(None)
-        );
-        let anew = vault
-            .rewrap(&mut rng(), &place(), &rewrapped, true)
-            .unwrap();
-        assert!(anew.is_some());
+        assert_eq!(vault.rewrap(&mut rng(), &place(), &rewrapped), Ok(None));
 
         let mut damaged = blob;
         *damaged.last_mut().unwrap() ^= 1;
         assert_eq!(
-            vault.rewrap(&mut rng(), &place(), &damaged, false),
+            vault.rewrap(&mut rng(), &place(), &damaged),
             Err(VaultError::CorruptedState)
+        );
+    }
+
+    #[test]
+    fn a_lock_that_is_wrapped_anew_is_the_same_and_one_that_is_made_anew_is_not() {
+        let vault = vault("new");
+        let (blob, key) = locked(&self::vault("old"));
+        let row = row(&key);
+        let same = |one: &[u8], other: &[u8]| vault.is_same_lock(&place(), one, other);
+        let rewrapped = vault.rewrap(&mut rng(), &place(), &blob).unwrap().unwrap();
+        assert_eq!(same(&blob, &rewrapped), Ok(true));
+        assert_eq!(same(&rewrapped, &blob), Ok(true));
+
+        let mut rng = ChaCha20Rng::from_seed([9; 32]);
+        let once = vault.lock_anew(&mut rng, &place(), &blob).unwrap();
+        let twice = vault.lock_anew(&mut rng, &place(), &once).unwrap();
+        // Nothing grows.
+        assert_eq!(once.len(), twice.len());
+        let back = self::vault("old");
+        let moved = back.rewrap(&mut rng, &place(), &twice).unwrap().unwrap();
+        let parameters = cheap();
+        let other = vault.lock(&mut rng, &place(), parameters, PASSWORD, &key);
+        let other = other.unwrap();
+        for (one, other, is_same) in [
+            (&rewrapped, &once, false),
+            (&once, &twice, false),
+            (&twice, &moved, true),
+            (&twice, &other, false),
+        ] {
+            assert_eq!(same(one, other), Ok(is_same));
+        }
+        for blob in [&once, &twice, &moved, &other] {
+            assert!(is_locked(blob));
+            assert!(opens(
+                &vault.unlock(&place(), blob, PASSWORD).unwrap(),
+                &row
+            ));
+            assert_eq!(vault.lock_parameters(&place(), blob), Ok(parameters));
+        }
+
+        let plain = vault.wrap_unlocked(&mut rng, &place(), &key).unwrap();
+        assert!(same(&blob, &plain).is_err());
+        assert!(vault.lock_anew(&mut rng, &place(), &plain).is_err());
+        assert!(
+            vault
+                .lock_anew(&mut rng, &Context::new("other"), &blob)
+                .is_err()
         );
     }
 
@@ -570,10 +665,10 @@ mod tests {
             let is_it = |key: &UnlockedKey| key.cipher() == cipher && opens(key, &row);
 
             let unlocked = new.unlock(&place(), &locked, PASSWORD).unwrap();
-            let relocked = new.rewrap(&mut rng(), &place(), &locked, false);
+            let relocked = new.rewrap(&mut rng(), &place(), &locked);
             let relocked = relocked.unwrap().unwrap();
             let wrapped = new.wrap_unlocked(&mut rng(), &place(), &unlocked).unwrap();
-            let rewrapped = old.rewrap(&mut rng(), &place(), &wrapped, false);
+            let rewrapped = old.rewrap(&mut rng(), &place(), &wrapped);
             let rewrapped = rewrapped.unwrap().unwrap();
             let (token, _) = new.token(&mut rng(), &place(), &unlocked, 1).unwrap();
 

@@ -236,12 +236,12 @@ fn keys_move_to_a_service_and_back_with_their_ids() {
         assert_eq!(
             local
                 .vault
-                .rewrap(&mut local.rng, &anna(), blob, false)
+                .rewrap(&mut local.rng, &anna(), blob)
                 .unwrap_err(),
             VaultError::Cold
         );
         local.vault.fetch(&anna(), blob).unwrap();
-        let rewrapped = local.vault.rewrap(&mut local.rng, &anna(), blob, false);
+        let rewrapped = local.vault.rewrap(&mut local.rng, &anna(), blob);
         let rewrapped = rewrapped.unwrap().unwrap();
         assert_eq!(wrapped_by(&rewrapped).unwrap().as_str(), "local");
         assert_eq!(is_locked(&rewrapped), is_locked(blob));
@@ -249,12 +249,12 @@ fn keys_move_to_a_service_and_back_with_their_ids() {
         // It has opened, and a key has to be made.
         assert_eq!(
             kms.vault
-                .rewrap(&mut kms.rng, &anna(), &rewrapped, false)
+                .rewrap(&mut kms.rng, &anna(), &rewrapped)
                 .unwrap_err(),
             VaultError::Unmade
         );
         kms.vault.prepare(&mut kms.rng, &anna(), false).unwrap();
-        let back = kms.vault.rewrap(&mut kms.rng, &anna(), &rewrapped, false);
+        let back = kms.vault.rewrap(&mut kms.rng, &anna(), &rewrapped);
         let back = back.unwrap().unwrap();
         assert_eq!(wrapped_by(&back).unwrap().as_str(), "kms");
         let infos = [blob, &rewrapped, &back].map(|blob| wrapped_key_info(blob).unwrap());
@@ -263,10 +263,7 @@ fn keys_move_to_a_service_and_back_with_their_ids() {
             assert_eq!(info.cipher, cipher);
         }
         kms.vault.fetch(&anna(), &back).unwrap();
-        assert_eq!(
-            kms.vault.rewrap(&mut kms.rng, &anna(), &back, false),
-            Ok(None)
-        );
+        assert_eq!(kms.vault.rewrap(&mut kms.rng, &anna(), &back), Ok(None));
     }
 }
 

@@ -12,6 +12,8 @@
 //! the tag of GCM   (c + a · H^m + lengths of data, ciphertext) · H + E(J0)
 //! ```
 
+use std::slice;
+
 use aes_gcm::{
     KeyInit,
     aead::{array::Array, consts::U16},
@@ -36,7 +38,8 @@ const BLOCK_BYTES: usize = 16;
 /// The nonce of graviola's tags. They are shown to nobody, so it may be any, and the same each time.
 const HASH_NONCE: [u8; 12] = [0; 12];
 
-/// A block, or an element of GF(2^128). It erases itself: whoever has the hash of a text can forge tags.
+/// A block, or an element of GF(2^128). It erases itself where it lies: with `H`, tags can be forged. What multiplying copies is left
+/// on the stack, as with any key.
 type Block = Zeroizing<Array<u8, U16>>;
 
 /// A key for nonces of 16 bytes. Its parts erase themselves on drop.
@@ -185,21 +188,23 @@ fn add(sum: &mut Block, other: &Array<u8, U16>) {
 /// The product in GF(2^128): GHASH of one block is that block times the key.
 fn product(left: &Block, right: &Block) -> Block {
     let mut hash = GHash::new(right);
-    hash.update(&[**left]);
+    hash.update(slice::from_ref(&**left));
     Zeroizing::new(hash.finalize())
 }
 
 /// `element · base^power`.
 fn times_power(mut element: Block, base: &Block, mut power: usize) -> Block {
     let mut base = base.clone();
-    while power > 0 {
+    loop {
         if power % 2 == 1 {
             element = product(&element, &base);
         }
-        base = product(&base, &base);
         power /= 2;
+        if power == 0 {
+            return element;
+        }
+        base = product(&base, &base);
     }
-    element
 }
 
 #[cfg(test)]
