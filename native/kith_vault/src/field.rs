@@ -6,7 +6,7 @@ use ctr::{
     cipher::{KeyIvInit, StreamCipher},
 };
 use rand_core::TryCryptoRng;
-use zeroize::{ZeroizeOnDrop, Zeroizing};
+use zeroize::ZeroizeOnDrop;
 
 use crate::{
     aead_key::{KEY_BYTES, TAG_BYTES},
@@ -14,6 +14,7 @@ use crate::{
     error::{ConfigError, FieldError, KeyDefect},
     gcm::Gcm,
     key_id::KeyId,
+    memory::Locked,
     source::Source,
 };
 
@@ -105,7 +106,7 @@ impl FieldFormat {
             }),
             Self::CloakGcm06 { .. } => Body::CloakGcm(Gcm::with_16_byte_nonces(key)),
             Self::CloakCtr { .. } | Self::CloakCtr06 { .. } => {
-                Body::CloakCtr(Box::new(Zeroizing::new(*key)))
+                Body::CloakCtr(Locked::new(CtrKey(*key)))
             }
         }
     }
@@ -139,8 +140,11 @@ enum Body {
     /// `iv ‖ tag(16) ‖ ciphertext`; a constant is authenticated.
     CloakGcm(Gcm),
     /// `iv(16) ‖ ciphertext`
-    CloakCtr(Box<Zeroizing<[u8; KEY_BYTES]>>),
+    CloakCtr(Locked<CtrKey>),
 }
+
+#[derive(ZeroizeOnDrop)]
+struct CtrKey([u8; KEY_BYTES]);
 
 impl Body {
     /// Bytes that it is longer than its plaintext.
@@ -281,7 +285,9 @@ fn unbound(context: Option<&Context>) -> Result<(), FieldError> {
     }
 }
 
-fn apply_ctr(key: &[u8; KEY_BYTES], iv: &[u8], text: &mut [u8]) -> Result<(), FieldError> {
+fn apply_ctr(key: &Locked<CtrKey>, iv: &[u8], text: &mut [u8]) -> Result<(), FieldError> {
+    // It is there until the page is dropped.
+    let CtrKey(key) = key.get().ok_or(FieldError::CorruptedState)?;
     let mut stream =
         Ctr128BE::<Aes256>::new_from_slices(key, iv).map_err(|_| FieldError::Malformed)?;
     stream

@@ -19,7 +19,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use self::long_nonce::LongNonce;
-use crate::aead_key::{KEY_BYTES, TAG_BYTES};
+use crate::{
+    aead_key::{KEY_BYTES, TAG_BYTES},
+    memory::Locked,
+};
 
 type Aes256Gcm16 = AesGcm<Aes256, U16>;
 
@@ -36,39 +39,48 @@ pub(crate) struct Refused;
 /// The tag does not fit.
 pub(crate) struct NotAuthentic;
 
-/// A key, expanded once, for nonces of one length. It lies behind a `Box` and is erased on drop.
+/// A key, expanded once, for nonces of one length. It lies on a page of its own, which is locked where the system allows it, and is
+/// erased on drop.
 pub(crate) enum Gcm {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    Assembly12(Box<graviola::aead::AesGcm>),
+    Assembly12(Locked<Assembly>),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    Assembly16(Box<LongNonce>),
-    Portable12(Box<Aes256Gcm>),
-    Portable16(Box<Aes256Gcm16>),
+    Assembly16(LongNonce),
+    Portable12(Locked<Aes256Gcm>),
+    Portable16(Locked<Aes256Gcm16>),
 }
+
+/// graviola's key erases its schedule and the table of GHASH in its own `Drop`. A test looks at the memory.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) struct Assembly(graviola::aead::AesGcm);
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl ZeroizeOnDrop for Assembly {}
 
 impl Gcm {
     pub(crate) fn with_12_byte_nonces(key: &[u8; KEY_BYTES]) -> Self {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if *HAS_ASSEMBLY {
-            return Self::Assembly12(Box::new(graviola::aead::AesGcm::new(key)));
+            let assembly = Assembly(graviola::aead::AesGcm::new(key));
+            return Self::Assembly12(Locked::new(assembly));
         }
         Self::portable_12(key)
     }
 
     fn portable_12(key: &[u8; KEY_BYTES]) -> Self {
-        Self::Portable12(Box::new(Aes256Gcm::new(key.into())))
+        Self::Portable12(Locked::new(Aes256Gcm::new(key.into())))
     }
 
     pub(crate) fn with_16_byte_nonces(key: &[u8; KEY_BYTES]) -> Self {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if *HAS_ASSEMBLY {
-            return Self::Assembly16(Box::new(LongNonce::new(key)));
+            return Self::Assembly16(LongNonce::new(key));
         }
         Self::portable_16(key)
     }
 
     fn portable_16(key: &[u8; KEY_BYTES]) -> Self {
-        Self::Portable16(Box::new(Aes256Gcm16::new(key.into())))
+        Self::Portable16(Locked::new(Aes256Gcm16::new(key.into())))
     }
 
     pub(crate) fn nonce_len(&self) -> usize {
@@ -92,18 +104,24 @@ impl Gcm {
         if u64::try_from(text.len()).map_or(true, |length| length > MAX_PLAINTEXT_BYTES) {
             return Err(Refused);
         }
+        // A key is there until its page is dropped.
         match self {
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Self::Assembly12(key) => {
                 let nonce = nonce.try_into().map_err(|_| Refused)?;
                 let mut tag = [0; TAG_BYTES];
+                let Assembly(key) = key.get().ok_or(Refused)?;
                 key.encrypt(nonce, associated_data, text, &mut tag);
                 Ok(tag)
             }
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Self::Assembly16(key) => key.encrypt(nonce, associated_data, text),
-            Self::Portable12(key) => portable_encrypt(&**key, nonce, associated_data, text),
-            Self::Portable16(key) => portable_encrypt(&**key, nonce, associated_data, text),
+            Self::Portable12(key) => {
+                portable_encrypt(key.get().ok_or(Refused)?, nonce, associated_data, text)
+            }
+            Self::Portable16(key) => {
+                portable_encrypt(key.get().ok_or(Refused)?, nonce, associated_data, text)
+            }
         }
     }
 
@@ -115,25 +133,40 @@ impl Gcm {
         text: &mut [u8],
         tag: &[u8; TAG_BYTES],
     ) -> Result<(), NotAuthentic> {
-        let opened = match self {
-            // It decrypts before it compares the tags, and erases what it decrypted if they differ.
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Self::Assembly12(key) => nonce
-                .try_into()
-                .map_err(|_| NotAuthentic)
-                .and_then(|nonce| {
-                    key.decrypt(nonce, associated_data, text, tag)
-                        .map_err(|_| NotAuthentic)
-                }),
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Self::Assembly16(key) => key.decrypt(nonce, associated_data, text, tag),
-            Self::Portable12(key) => portable_decrypt(&**key, nonce, associated_data, text, tag),
-            Self::Portable16(key) => portable_decrypt(&**key, nonce, associated_data, text, tag),
-        };
+        let opened = self.open(nonce, associated_data, text, tag);
         if opened.is_err() {
             text.zeroize();
         }
         opened
+    }
+
+    fn open(
+        &self,
+        nonce: &[u8],
+        associated_data: &[u8],
+        text: &mut [u8],
+        tag: &[u8; TAG_BYTES],
+    ) -> Result<(), NotAuthentic> {
+        match self {
+            // It decrypts before it compares the tags, and erases what it decrypted if they differ.
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Self::Assembly12(key) => {
+                let nonce = nonce.try_into().map_err(|_| NotAuthentic)?;
+                let Assembly(key) = key.get().ok_or(NotAuthentic)?;
+                key.decrypt(nonce, associated_data, text, tag)
+                    .map_err(|_| NotAuthentic)
+            }
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Self::Assembly16(key) => key.decrypt(nonce, associated_data, text, tag),
+            Self::Portable12(key) => {
+                let key = key.get().ok_or(NotAuthentic)?;
+                portable_decrypt(key, nonce, associated_data, text, tag)
+            }
+            Self::Portable16(key) => {
+                let key = key.get().ok_or(NotAuthentic)?;
+                portable_decrypt(key, nonce, associated_data, text, tag)
+            }
+        }
     }
 }
 
@@ -164,8 +197,7 @@ fn portable_decrypt<C: AeadInOut>(
         .map_err(|_| NotAuthentic)
 }
 
-// RustCrypto's types erase themselves; graviola's erase the key schedule and the table of GHASH in their own `Drop`. A test looks
-// at the memory.
+// Each of the keys erases itself, see [`Locked`].
 impl ZeroizeOnDrop for Gcm {}
 
 #[cfg(test)]
@@ -320,37 +352,44 @@ mod tests {
     fn a_dropped_key_is_erased_where_it_lay() {
         use std::{fs::File, os::unix::fs::FileExt};
 
-        fn look(address: *const u8, length: usize) -> Vec<u8> {
+        // A page may have been given back.
+        fn look(address: *const u8, length: usize) -> Option<Vec<u8>> {
             let mut bytes = vec![0; length];
             let file = File::open("/proc/self/mem").unwrap();
-            file.read_exact_at(&mut bytes, address as u64).unwrap();
-            bytes
+            let read = file.read_exact_at(&mut bytes, address as u64);
+            read.is_ok().then_some(bytes)
         }
 
         for cipher in of_12(&[0x5a; KEY_BYTES])
             .into_iter()
             .chain(of_16(&[0x5a; KEY_BYTES]))
         {
-            let (address, length): (*const u8, usize) = match &cipher {
+            fn place<T>(key: &T) -> (*const u8, usize) {
+                (std::ptr::from_ref(key).cast(), size_of::<T>())
+            }
+            let places = match &cipher {
                 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                Gcm::Assembly12(key) => ((&raw const **key).cast(), size_of_val(&**key)),
+                Gcm::Assembly12(key) => vec![place(key.get().unwrap())],
                 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                Gcm::Assembly16(key) => ((&raw const **key).cast(), size_of_val(&**key)),
-                Gcm::Portable12(key) => ((&raw const **key).cast(), size_of_val(&**key)),
-                Gcm::Portable16(key) => ((&raw const **key).cast(), size_of_val(&**key)),
+                Gcm::Assembly16(key) => key.places().into(),
+                Gcm::Portable12(key) => vec![place(key.get().unwrap())],
+                Gcm::Portable16(key) => vec![place(key.get().unwrap())],
             };
-            let alive = look(address, length);
+            let look_at = |&(address, length): &(*const u8, usize)| look(address, length);
+            let alive: Vec<_> = places.iter().map(look_at).map(Option::unwrap).collect();
             drop(cipher);
-            let dropped = look(address, length);
-            assert!(alive.iter().filter(|&&byte| byte != 0).count() > 200);
-            // The allocator keeps words of its own at the start of freed memory.
-            let left = alive
-                .iter()
-                .zip(&dropped)
-                .skip(32)
-                .filter(|(was, is)| was == is && **is != 0);
-            // What is left by chance are the tags of enums and padding.
-            assert!(left.count() < 16);
+            let dropped = places.iter().map(look_at);
+            for (alive, dropped) in alive.iter().zip(dropped) {
+                assert!(alive.iter().filter(|&&byte| byte != 0).count() > 200);
+                // The allocator keeps words of its own at the start of freed memory.
+                let left = alive
+                    .iter()
+                    .zip(dropped.iter().flatten())
+                    .skip(32)
+                    .filter(|(was, is)| was == is && **is != 0);
+                // What is left by chance are the tags of enums and padding.
+                assert!(left.count() < 16);
+            }
         }
     }
 }

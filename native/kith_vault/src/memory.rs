@@ -75,7 +75,7 @@ struct Content {
 }
 
 impl LockedBytes {
-    /// More than anything that is wrapped: a data key under a password has 120.
+    /// More than anything that is wrapped: a data key under a password has at most 128.
     pub(crate) const MAX: usize = 128;
 
     /// `None` for more than [`Self::MAX`] bytes.

@@ -25,10 +25,13 @@ use aes_gcm::{
 use ctr::{CtrCore, flavors::Ctr32BE};
 use ghash::{GHash, universal_hash::UniversalHash};
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
-use super::{Aes256Gcm16, NotAuthentic, Refused, portable_decrypt, portable_encrypt};
-use crate::aead_key::{KEY_BYTES, TAG_BYTES};
+use super::{Aes256Gcm16, Assembly, NotAuthentic, Refused, portable_decrypt, portable_encrypt};
+use crate::{
+    aead_key::{KEY_BYTES, TAG_BYTES},
+    memory::Locked,
+};
 
 /// From this many bytes on, the assembly gains more than the multiplications cost.
 const LONG_BYTES: usize = 8 * 1_024;
@@ -42,19 +45,28 @@ const HASH_NONCE: [u8; 12] = [0; 12];
 /// on the stack, as with any key.
 type Block = Zeroizing<Array<u8, U16>>;
 
-/// A key for nonces of 16 bytes. Its parts erase themselves on drop.
+/// A key for nonces of 16 bytes. Its parts lie on pages of their own.
 pub(crate) struct LongNonce {
+    assembly: Locked<Assembly>,
+    portable: Locked<Portable>,
+}
+
+struct Portable {
     cipher: Aes256,
-    assembly: graviola::aead::AesGcm,
     short: Aes256Gcm16,
 }
+
+// Both parts erase themselves.
+impl ZeroizeOnDrop for Portable {}
 
 impl LongNonce {
     pub(super) fn new(key: &[u8; KEY_BYTES]) -> Self {
         Self {
-            cipher: Aes256::new(key.into()),
-            assembly: graviola::aead::AesGcm::new(key),
-            short: Aes256Gcm16::new(key.into()),
+            assembly: Locked::new(Assembly(graviola::aead::AesGcm::new(key))),
+            portable: Locked::new(Portable {
+                cipher: Aes256::new(key.into()),
+                short: Aes256Gcm16::new(key.into()),
+            }),
         }
     }
 
@@ -64,13 +76,58 @@ impl LongNonce {
         associated_data: &[u8],
         text: &mut [u8],
     ) -> Result<[u8; TAG_BYTES], Refused> {
+        let key = self.long().ok_or(Refused)?;
         if text.len() < LONG_BYTES {
-            return portable_encrypt(&self.short, nonce, associated_data, text);
+            return portable_encrypt(key.short, nonce, associated_data, text);
         }
-        self.encrypt_long(nonce, associated_data, text)
+        key.encrypt(nonce, associated_data, text)
     }
 
-    fn encrypt_long(
+    pub(super) fn decrypt(
+        &self,
+        nonce: &[u8],
+        associated_data: &[u8],
+        text: &mut [u8],
+        tag: &[u8; TAG_BYTES],
+    ) -> Result<(), NotAuthentic> {
+        let key = self.long().ok_or(NotAuthentic)?;
+        if text.len() < LONG_BYTES {
+            return portable_decrypt(key.short, nonce, associated_data, text, tag);
+        }
+        key.decrypt(nonce, associated_data, text, tag)
+    }
+
+    /// They are there until their pages are dropped.
+    fn long(&self) -> Option<Long<'_>> {
+        let Assembly(assembly) = self.assembly.get()?;
+        let Portable { cipher, short } = self.portable.get()?;
+        Some(Long {
+            cipher,
+            assembly,
+            short,
+        })
+    }
+
+    /// Where its parts lie.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> [(*const u8, usize); 2] {
+        let (assembly, portable) = (self.assembly.get().unwrap(), self.portable.get().unwrap());
+        [
+            (std::ptr::from_ref(assembly).cast(), size_of_val(assembly)),
+            (std::ptr::from_ref(portable).cast(), size_of_val(portable)),
+        ]
+    }
+}
+
+/// The parts of a key.
+struct Long<'a> {
+    cipher: &'a Aes256,
+    assembly: &'a graviola::aead::AesGcm,
+    short: &'a Aes256Gcm16,
+}
+
+impl<'a> Long<'a> {
+    fn encrypt(
         &self,
         nonce: &[u8],
         associated_data: &[u8],
@@ -84,20 +141,7 @@ impl LongNonce {
     }
 
     /// Decrypts nothing before the tag is known to fit.
-    pub(super) fn decrypt(
-        &self,
-        nonce: &[u8],
-        associated_data: &[u8],
-        text: &mut [u8],
-        tag: &[u8; TAG_BYTES],
-    ) -> Result<(), NotAuthentic> {
-        if text.len() < LONG_BYTES {
-            return portable_decrypt(&self.short, nonce, associated_data, text, tag);
-        }
-        self.decrypt_long(nonce, associated_data, text, tag)
-    }
-
-    fn decrypt_long(
+    fn decrypt(
         &self,
         nonce: &[u8],
         associated_data: &[u8],
@@ -122,12 +166,16 @@ impl LongNonce {
     }
 
     /// The key stream of the text, and the mask of its tag.
-    fn stream(&self, hash_key: &Block, nonce: &[u8]) -> Option<(CtrCore<&Aes256, Ctr32BE>, Block)> {
+    fn stream(
+        &self,
+        hash_key: &Block,
+        nonce: &[u8],
+    ) -> Option<(CtrCore<&'a Aes256, Ctr32BE>, Block)> {
         let nonce = Array::try_from(nonce).ok()?;
         let mut hash = GHash::new(hash_key);
         hash.update(&[nonce, lengths(0, nonce.len())?]);
         let first = Zeroizing::new(hash.finalize());
-        let mut stream = CtrCore::inner_iv_init(&self.cipher, &first);
+        let mut stream = CtrCore::inner_iv_init(self.cipher, &first);
         let mut mask = Block::default();
         stream.write_keystream_block(&mut mask);
         Some((stream, mask))
@@ -247,9 +295,10 @@ mod tests {
                 ) else {
                     continue;
                 };
-                let key = LongNonce::new(key);
+                let held = LongNonce::new(key);
+                let key = held.long().unwrap();
                 let mut text = test.ct.to_vec();
-                let opened = key.decrypt_long(&test.nonce, &test.aad, &mut text, &tag);
+                let opened = key.decrypt(&test.nonce, &test.aad, &mut text, &tag);
                 assert_eq!(
                     opened.is_ok(),
                     test.result == TestResult::Valid,
@@ -258,7 +307,7 @@ mod tests {
                 );
                 if opened.is_ok() {
                     assert_eq!(text, test.pt.as_slice(), "{}", test.tc_id);
-                    let made = key.encrypt_long(&test.nonce, &test.aad, &mut text).ok();
+                    let made = key.encrypt(&test.nonce, &test.aad, &mut text).ok();
                     assert_eq!((made, text), (Some(tag), test.ct.to_vec()));
                 }
                 let flags = &test.flags;
@@ -273,19 +322,20 @@ mod tests {
         if !can_run() {
             return;
         }
-        let key = LongNonce::new(&[7; KEY_BYTES]);
+        let held = LongNonce::new(&[7; KEY_BYTES]);
+        let key = held.long().unwrap();
         let bytes: Vec<u8> = (0..=250).cycle().take(1_100).collect();
         for length in 0..bytes.len() {
             for data in [0, 1, 9, 15, 16, 17, 40, length] {
                 let (mut text, mut other) = (bytes[..length].to_vec(), bytes[..length].to_vec());
-                let tag = key.encrypt_long(&[9; 16], &bytes[..data], &mut text).ok();
+                let tag = key.encrypt(&[9; 16], &bytes[..data], &mut text).ok();
                 let tag_of_other =
-                    portable_encrypt(&key.short, &[9; 16], &bytes[..data], &mut other);
+                    portable_encrypt(key.short, &[9; 16], &bytes[..data], &mut other);
                 assert!(
                     (&text, tag) == (&other, tag_of_other.ok()),
                     "{length} {data}"
                 );
-                let opened = key.decrypt_long(&[9; 16], &bytes[..data], &mut text, &tag.unwrap());
+                let opened = key.decrypt(&[9; 16], &bytes[..data], &mut text, &tag.unwrap());
                 assert!(opened.is_ok() && text == bytes[..length], "{length} {data}");
             }
         }
