@@ -42,6 +42,37 @@ defmodule Mix.Tasks.Kith.RotateTest do
     assert run(["--older-than", "365"]) =~ "Done: 0 rewrapped, 3 current, 0 rotated, 0 refused"
   end
 
+  test "has a counterpart for a release, where Mix does not run and nothing of the application does",
+       %{
+         options: options
+       } do
+    code = """
+    defmodule Family do
+      use Kith, otp_app: :kith
+    end
+
+    # As the configuration of a release is read.
+    keys = [
+      current: {"k2", {:env, "NEW_KEY"}},
+      retired: [{"k1", {:env, "OLD_KEY"}}]
+    ]
+
+    Application.put_env(:kith, Family, keys: keys, archive: true, database: System.fetch_env!("DATABASE"))
+    nil = List.keyfind(Application.started_applications(), :mix, 0)
+    {:ok, counts} = Kith.Vault.rotate(Family, verify: true)
+    IO.inspect({counts.rewrapped, counts.remaining, counts.verified.damaged, counts.verified.outdated})
+    IO.inspect(Kith.Instance.running?(Family))
+    """
+
+    env = [
+      {"DATABASE", options[:database]},
+      {"OLD_KEY", Base.encode64(String.duplicate("1", 32))},
+      {"NEW_KEY", Base.encode64(String.duplicate("2", 32))}
+    ]
+
+    assert {"{3, %{}, 0, 0}\nfalse\n", 0} = Kith.ChildVM.run(code, env: env)
+  end
+
   test "works with one that runs, and leaves it running" do
     start_supervised!(Family)
     assert run([]) =~ "Done: 3 rewrapped"
