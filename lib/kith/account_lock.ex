@@ -195,7 +195,8 @@ defmodule Kith.AccountLock do
            {:ok, data_key} <- data_key(instance, user),
            :ok <- locked?(data_key),
            {:ok, {unlocked, token_id, expires_at}} <- open_token(instance, user, bytes),
-           :ok <- good?(instance, user, {data_key, bytes}, token_id) do
+           :ok <- good?(instance, user, {data_key, bytes}, token_id),
+           :ok <- in_time?(instance, expires_at) do
         until = keep(instance, {user, data_key}, unlocked, options, expires_at)
         after_unlocking(instance, user)
         {:ok, until}
@@ -235,6 +236,10 @@ defmodule Kith.AccountLock do
         {:error, error}
     end
   end
+
+  # As the token itself says: the row may have been written by others.
+  defp in_time?(instance, expires_at),
+    do: if(expires_at > Instance.now(instance), do: :ok, else: revoked())
 
   defp revoked, do: {:error, Error.new(:wrong_password, "the token is over or was revoked")}
 

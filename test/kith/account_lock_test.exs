@@ -3,7 +3,7 @@ defmodule Kith.AccountLockTest do
   use Kith.Test.Stores
 
   alias Kith.{Envelope, Instance, Native, Unlocked}
-  alias Kith.Store.{Accounts, ArchivedMessages, Repo}
+  alias Kith.Store.{Accounts, ArchivedMessages, Keys, Repo}
 
   @cheap [memory: 8_192, passes: 1, parallelism: 1]
   @password "correct horse battery"
@@ -45,6 +45,56 @@ defmodule Kith.AccountLockTest do
     for [id, content, owner_key_id] <- rows do
       device = {user, 1}
       assert ArchivedMessages.put_content(repo, device, id, now[id], content, owner_key_id) == 1
+    end
+  end
+
+  defp data_key(kith, user),
+    do: hd(hd(sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = $1", [user])))
+
+  defp lock_state(kith, user) do
+    with {:unlocked, _until} <- Kith.lock_state!(kith, user), do: :unlocked
+  end
+
+  # A session and one that was put away, each with the keys of a message that was skipped.
+  defp skip_and_reset!(kith) do
+    skip = fn ->
+      [_skipped, [envelope]] =
+        for _ <- 1..2, do: Kith.encrypt!(kith, "ben", "anna", "x", archive: false)
+
+      Kith.decrypt!(kith, "anna", envelope, archive: false)
+    end
+
+    skip.()
+    Kith.reset_session!(kith, "ben", "anna")
+    skip.()
+  end
+
+  @kinds ~w(identity one-time-prekey signed-prekey kyber-one-time-prekey kyber-last-resort-prekey peer-identity braid
+            archived-session session-entry retired-key session)
+
+  # All that is sealed under the key of an account. Of each kind there is something.
+  defp sealed_rows(kith, user, kinds \\ @kinds) do
+    repo = Instance.fetch!(kith).repo
+
+    sessions =
+      for {key, generation, state, braid} <- Keys.sessions(repo, user) do
+        tag = if braid, do: binary_part(braid, byte_size(braid), -16), else: ""
+        {"session", Keyword.values(key) ++ [generation, tag], state}
+      end
+
+    rows = for(row <- Keys.rows(repo, user), do: {row.kind, row.fields, row.bytes}) ++ sessions
+    assert kinds -- for({kind, _, _} <- rows, do: kind) == []
+    rows
+  end
+
+  # What the rows come to with a key, each result once.
+  defp opened(kith, account, rows) do
+    rows = for {kind, fields, bytes} <- rows, do: {kind, fields, fields, bytes}
+    vault = Instance.fetch!(kith).vault
+
+    with {:ok, results} <- Native.rows_reseal(vault, account, account, rows) do
+      assert length(results) == length(rows)
+      Enum.uniq(for result <- results, do: with({:ok, _} <- result, do: :ok))
     end
   end
 
@@ -132,32 +182,34 @@ defmodule Kith.AccountLockTest do
       kith: kith,
       options: options
     } do
-      stolen_before = sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'")
+      skip_and_reset!(kith)
+      Kith.rotate_data_key!(kith, "anna")
+      stolen = data_key(kith, "anna")
+      stolen_rows = sealed_rows(kith, "anna")
       lock!(kith, "anna")
       send!(kith, "ben", "anna", "a secret")
       Kith.lock!(kith, "anna")
 
-      # The thief has the vault, as it is opened, and every row; also the data key of a backup of before.
+      # The thief has the vault, as it is opened, and every row; also the data key of a backup of before, and those of others.
       instance = Instance.fetch!(kith)
-      [[locked]] = sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'")
+      locked = data_key(kith, "anna")
+      of_ben = data_key(kith, "ben")
+      rows = sealed_rows(kith, "anna")
+      <<version, _locked, rest::binary>> = locked
 
-      identities =
-        sql!(
-          kith,
-          "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'"
-        )
+      assert opened(kith, {"anna", locked}, rows) == {:error, :locked}
+      assert opened(kith, {"anna", stolen}, rows) == [error: :corrupted_state]
+      assert opened(kith, {"ben", of_ben}, rows) == [error: :corrupted_state]
+      assert opened(kith, {"anna", of_ben}, rows) == {:error, :corrupted_state}
+      # Said to be under no password.
+      assert opened(kith, {"anna", <<version, 0x10, rest::binary>>}, rows) ==
+               {:error, :corrupted_state}
 
-      for [data_key] <- [[locked] | stolen_before],
-          [identity] <- identities,
-          {kind, fields, bytes} <- [{"identity", ["anna", 1], identity}] do
-        row = {kind, fields, fields, bytes}
-        account = {"anna", data_key}
-
-        case Native.rows_reseal(instance.vault, account, account, [row]) do
-          {:ok, [{:error, :corrupted_state}]} -> :ok
-          {:error, :locked} -> :ok
-        end
-      end
+      # Each of them opens what it is for, and the password opens it all.
+      assert opened(kith, {"anna", stolen}, stolen_rows) == [:ok]
+      assert opened(kith, {"ben", of_ben}, sealed_rows(kith, "ben", ["session"])) == [:ok]
+      {:ok, unlocked} = Native.account_unlock(instance.vault, "anna", locked, @password)
+      assert opened(kith, {"anna", unlocked}, rows) == [:ok]
 
       # A thread's key opens with the server's keys; what lies below it does not.
       [[thread, data_key]] = sql!(kith, "SELECT thread_id, data_key FROM signal_threads")
@@ -186,12 +238,10 @@ defmodule Kith.AccountLockTest do
         assert {:ok, [{:error, :corrupted_state}]} =
                  apply(Native, :archive_open, [instance.vault | arguments])
 
-        for [before] <- stolen_before do
-          arguments = [{thread, data_key}, {"anna", before}, {"anna", 1}, [{place, content}]]
+        arguments = [{thread, data_key}, {"anna", stolen}, {"anna", 1}, [{place, content}]]
 
-          assert {:ok, [{:error, :corrupted_state}]} =
-                   apply(Native, :archive_open, [instance.vault | arguments])
-        end
+        assert {:ok, [{:error, :corrupted_state}]} =
+                 apply(Native, :archive_open, [instance.vault | arguments])
       end
 
       # Another node, or this one after a restart, is as locked.
@@ -304,19 +354,27 @@ defmodule Kith.AccountLockTest do
 
   describe "another password" do
     test "opens what the one before did, and that one nothing", %{kith: kith} do
+      skip_and_reset!(kith)
       lock!(kith, "anna")
 
-      row =
-        &sql!(&1, "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'")
+      sealed = fn ->
+        for table <-
+              ~w(signal_identity_keys signal_prekeys signal_sessions signal_braids signal_archived_sessions
+                 signal_session_entries signal_retired_keys signal_archived_messages) do
+          rows = sql!(kith, "SELECT * FROM #{table} WHERE user_id = 'anna'")
+          assert rows != [], table
+          {table, Enum.sort(rows)}
+        end
+      end
 
-      before = row.(kith)
+      before = sealed.()
 
       assert reason(Kith.change_password(kith, "anna", "wrong one", "new password", @cheap)) ==
                :wrong_password
 
       assert {:ok, _} = Kith.change_password(kith, "anna", @password, "new password", @cheap)
       # Nothing was sealed anew.
-      assert row.(kith) == before
+      assert sealed.() == before
       assert send!(kith, "anna", "ben", "x") == "x"
       Kith.lock!(kith, "anna")
       assert reason(Kith.unlock(kith, "anna", @password)) == :wrong_password
@@ -325,12 +383,14 @@ defmodule Kith.AccountLockTest do
 
     test "may come with another data key, and what opened the one before opens nothing any more",
          %{kith: kith} do
+      skip_and_reset!(kith)
       lock!(kith, "anna")
       note = encrypt_one!(kith, "anna", "anna", "a note")
       late = encrypt_one!(kith, "ben", "anna", "late")
       before = texts(kith, "anna", {:direct, "ben"})
       token = Kith.unlock_token!(kith, "anna")
-      old = hd(sql!(kith, "SELECT data_key FROM signal_accounts WHERE user_id = 'anna'"))
+      stolen = data_key(kith, "anna")
+      stolen_rows = sealed_rows(kith, "anna")
 
       sealed = fn ->
         sql!(kith, "SELECT private_key_encrypted FROM signal_prekeys WHERE user_id = 'anna'") ++
@@ -370,21 +430,16 @@ defmodule Kith.AccountLockTest do
       assert %{damaged: 0, locked: 0} = Kith.verify_keys!(kith)
 
       # The thief of before: the key as a backup had it, its password, and all keys of the server.
-      assert [stolen] = old
       %{vault: vault} = Instance.fetch!(kith)
       {:ok, unlocked} = Native.account_unlock(vault, "anna", stolen, @password)
+      rows = sealed_rows(kith, "anna")
+      assert opened(kith, {"anna", unlocked}, stolen_rows) == [:ok]
+      assert opened(kith, {"anna", unlocked}, rows) == [error: :corrupted_state]
 
-      for [bytes] <-
-            sql!(
-              kith,
-              "SELECT private_key_encrypted FROM signal_identity_keys WHERE user_id = 'anna'"
-            ) do
-        row = {"identity", ["anna", 1], ["anna", 1], bytes}
-        account = {"anna", unlocked}
+      {:ok, unlocked} =
+        Native.account_unlock(vault, "anna", data_key(kith, "anna"), "new password")
 
-        assert {:ok, [{:error, :corrupted_state}]} =
-                 Native.rows_reseal(vault, account, account, [row])
-      end
+      assert opened(kith, {"anna", unlocked}, rows) == [:ok]
     end
 
     test "leaves the account unlocked for a call that has read it before, and a lock does not", %{
@@ -446,12 +501,97 @@ defmodule Kith.AccountLockTest do
       assert reason(Kith.unlock_token(kith, "anna")) == :locked
     end
 
+    test "unlocks until its time is over, and for no longer than that" do
+      now = :atomics.new(1, [])
+      start = System.system_time(:millisecond)
+      :atomics.put(now, 1, start)
+      kith = start_kith!(clock: fn -> :atomics.get(now, 1) end, unlocked_for: 3_600)
+      register!(kith, ["anna"])
+      lock!(kith, "anna")
+      token = Kith.unlock_token!(kith, "anna", for: 60)
+      long = Kith.unlock_token!(kith, "anna", for: 7_200)
+      relock = fn -> Kith.lock!(kith, "anna", keep_tokens: true) end
+
+      # By the token, by what is asked for, or by the instance: whatever is over first.
+      for {token, options, seconds} <- [
+            {token, [], 60},
+            {token, [for: 600], 60},
+            {token, [for: 5], 5},
+            {long, [], 3_600},
+            {long, [for: 600], 600}
+          ] do
+        relock.()
+        assert Kith.unlock_with_token!(kith, "anna", token, options) == start + seconds * 1_000
+        assert Kith.lock_state!(kith, "anna") == {:unlocked, start + seconds * 1_000}
+      end
+
+      relock.()
+      :atomics.put(now, 1, start + 59_999)
+      assert Kith.unlock_with_token!(kith, "anna", token, for: 600) == start + 60_000
+      assert {:ok, [_]} = Kith.encrypt(kith, "anna", "anna", "x")
+      :atomics.put(now, 1, start + 60_000)
+      assert Kith.lock_state!(kith, "anna") == :locked
+      assert reason(Kith.encrypt(kith, "anna", "anna", "x")) == :locked
+      assert reason(Kith.unlock_with_token(kith, "anna", token)) == :wrong_password
+
+      # Its time is in the token. What the database says of it lengthens nothing.
+      sql!(kith, "UPDATE signal_unlock_tokens SET expires_at = $1", [start + 7_200_000])
+      assert reason(Kith.unlock_with_token(kith, "anna", token)) == :wrong_password
+      assert Kith.lock_state!(kith, "anna") == :locked
+      assert Kith.unlock_with_token!(kith, "anna", long, for: 60) == start + 120_000
+    end
+
     test "ends with the password it was made under", %{kith: kith} do
       lock!(kith, "anna")
       token = Kith.unlock_token!(kith, "anna", for: 60)
       Kith.change_password!(kith, "anna", @password, "new password", @cheap)
       assert reason(Kith.unlock_with_token(kith, "anna", token)) == :wrong_password
     end
+  end
+
+  # The bound is one of the node, whatever the store.
+  @tag store: :sqlite
+  test "of more accounts than are kept unlocked, the one that would be locked next is locked", %{
+    kith: kith
+  } do
+    register!(kith, ["cleo", "dora"])
+    lock = &Kith.lock_with_password!(kith, &1, @password, [for: &2] ++ @cheap)
+    for {user, seconds} <- [{"anna", 60}, {"ben", 30}, {"cleo", 90}], do: lock.(user, seconds)
+
+    %{unlocked: table, vault: vault} = instance = Instance.fetch!(kith)
+
+    keys =
+      for user <- ~w(anna ben cleo), do: Unlocked.account(instance, {user, data_key(kith, user)})
+
+    states = fn -> for user <- ~w(anna ben cleo), do: lock_state(kith, user) end
+
+    wrapped = fn ->
+      for {user, key} <- keys, do: elem(Native.account_wrap(vault, user, key), 0)
+    end
+
+    assert wrapped.() == [:ok, :ok, :ok]
+
+    [of_ben, of_cleo] = for user <- ~w(ben cleo), do: Kith.unlock_token!(kith, user)
+
+    # Others, up to the bound.
+    later = Instance.now(instance) + 3_600_000
+    others = for n <- 1..(10_000 - 3), do: {"other #{n}", "locked", make_ref(), later}
+    :ets.insert(table, others)
+    # One that is there is not one more.
+    Kith.unlock_with_token!(kith, "cleo", of_cleo, for: 120)
+    assert states.() == [:unlocked, :unlocked, :unlocked]
+
+    lock.("dora", 3_600)
+    assert :ets.info(table, :size) == 10_000
+    assert states.() == [:unlocked, :locked, :unlocked]
+    assert {:unlocked, _} = Kith.lock_state!(kith, "dora")
+    # Its key is forgotten, and not only not found.
+    assert wrapped.() == [:ok, :error, :ok]
+    assert Native.account_wrap(vault, "ben", elem(Enum.at(keys, 1), 1)) == {:error, :locked}
+
+    Kith.unlock_with_token!(kith, "ben", of_ben)
+    assert states.() == [:locked, :unlocked, :unlocked]
+    assert wrapped.() == [:error, :error, :ok]
   end
 
   describe "rotate_data_key/2" do

@@ -217,6 +217,91 @@ defmodule Kith.KeyChangeFailuresTest do
     assert [_, nil] = keys.()
   end
 
+  # No message of the archive can be written, until it is said that one can.
+  defp keep_archive_from_following do
+    Repo.intercept(fn sql, run ->
+      if sql =~ "UPDATE signal_archived_messages",
+        do: {:error, %SQLite.Error{kind: :storage, message: "injected"}},
+        else: run.()
+    end)
+  end
+
+  defp let_archive_follow, do: Repo.intercept(fn _sql, run -> run.() end)
+
+  # Under which keys of hers the messages of Anna lie, by their ids.
+  defp owners do
+    {:ok, %{rows: rows}} =
+      Repo.query(
+        "SELECT DISTINCT owner_key_id FROM signal_archived_messages WHERE user_id = 'anna'",
+        [],
+        log: false
+      )
+
+    Enum.concat(rows)
+  end
+
+  defp key_id do
+    {:ok, %{rows: [[data_key]]}} =
+      Repo.query("SELECT data_key FROM signal_accounts WHERE user_id = 'anna'", [], log: false)
+
+    Kith.Store.Keys.key_id(data_key)
+  end
+
+  test "an archive that cannot follow is pending, opens meanwhile, and follows at the next login",
+       %{kith: kith} do
+    reseal = [reseal: true] ++ @cheap
+
+    logins = [
+      password: fn password, _token -> Kith.unlock(kith, "anna", password) end,
+      token: fn _password, token -> Kith.unlock_with_token(kith, "anna", token) end
+    ]
+
+    changes = [
+      {@password, fn -> Kith.lock_with_password(kith, "anna", @password, @cheap) end},
+      {@other, fn -> Kith.change_password(kith, "anna", @password, @other, reseal) end}
+    ]
+
+    for {_by, login} <- logins do
+      for {password, change} <- changes do
+        before = late(kith)
+        owned = owners()
+        keep_archive_from_following()
+        assert {:ok, %{archive: :pending, refused: 0, unlocked_until: _}} = change.()
+        assert owners() == owned
+        refute key_id() in owned
+        assert {:unlocked, _} = Kith.lock_state!(kith, "anna")
+        all_there(kith, before)
+
+        # A login that fails to go on with it is one all the same.
+        token = Kith.unlock_token!(kith, "anna")
+        Kith.lock!(kith, "anna", keep_tokens: true)
+        assert {:ok, _} = login.(password, token)
+        assert owners() == owned
+        assert texts(kith, "anna") == ["hello", "hi", "well"]
+
+        let_archive_follow()
+        Kith.lock!(kith, "anna", keep_tokens: true)
+        assert {:ok, _} = login.(password, token)
+        assert owners() == [key_id()]
+        assert texts(kith, "anna") == ["hello", "hi", "well"]
+      end
+
+      # Without a password nobody logs in. It opens all the same, and follows the next lock.
+      owned = owners()
+      keep_archive_from_following()
+      assert %{archive: :pending} = Kith.remove_password!(kith, "anna", @other)
+      assert owners() == owned
+      let_archive_follow()
+      assert texts(kith, "anna") == ["hello", "hi", "well"]
+      Kith.rotate_data_key!(kith, "anna")
+      assert texts(kith, "anna") == ["hello", "hi", "well"]
+      assert %{archive: :done} = lock!(kith)
+      assert owners() == [key_id()]
+      assert %{archive: :done} = Kith.remove_password!(kith, "anna", @password)
+      assert owners() == [nil]
+    end
+  end
+
   # Each that comes further leaves another key of before to carry along: there is no last statement.
   test "a rotation of everything goes on where it was killed", %{kith: kith, ahead: ahead} do
     killed =

@@ -5,7 +5,7 @@ defmodule Kith.KeySourceTest do
 
   import ExUnit.CaptureLog
 
-  alias Kith.{Native, Options}
+  alias Kith.{ChildVM, Native, Options}
 
   @passphrase "correct horse battery staple"
 
@@ -132,6 +132,37 @@ defmodule Kith.KeySourceTest do
     :persistent_term.put(told, false)
     assert capture_log(&Kith.KeySource.unlocked/0) =~ "could not lock the memory of its keys"
     assert capture_log(&Kith.KeySource.unlocked/0) == ""
+  end
+
+  @tag store: :sqlite
+  test "an instance that starts where memory cannot be locked says so, and the next one does not" do
+    code = """
+    {:ok, _} = Application.ensure_all_started(:kith)
+
+    for name <- [:one, :two] do
+      database = Path.join(#{inspect(tmp_dir!())}, "\#{name}.db")
+      {:ok, _} = Kith.start_link(name: name, database: database, keys: [current: {"k1", :development}])
+      Kith.register!(name, "anna")
+    end
+
+    Logger.flush()
+    """
+
+    assert {printed, 0} = ChildVM.run(code, under: without_locked_memory())
+    assert length(String.split(printed, "could not lock the memory of its keys")) == 2, printed
+  end
+
+  # The limit is nothing to who has the capability, as root does.
+  defp without_locked_memory do
+    limit = ["sh", "-c", "ulimit -l 0 && exec \"$@\"", "sh"]
+    if exempt?(), do: limit ++ ~w(setpriv --bounding-set -ipc_lock), else: limit
+  end
+
+  defp exempt? do
+    with {:ok, status} <- File.read("/proc/self/status"),
+         [_, capabilities] <- Regex.run(~r/^CapEff:\s*([[:xdigit:]]+)/m, status),
+         do: Bitwise.band(String.to_integer(capabilities, 16), 0x4000) != 0,
+         else: (_ -> false)
   end
 
   describe "the options of a key service" do

@@ -8,7 +8,7 @@ defmodule Kith.ChildVM do
   Runs Elixir code and returns all it printed, to both streams, and its exit status.
 
   `:library` is the file to load as Kith's native library, or `nil` for none. Without it the VM
-  gets the one of the tests. `:env` are environment variables.
+  gets the one of the tests. `:env` are environment variables, `:under` is a command that runs the one behind it, as a list.
   """
   def run(code, opts \\ []) do
     library = Keyword.get(opts, :library, installed_library())
@@ -23,7 +23,10 @@ defmodule Kith.ChildVM do
       File.cp_r!(Application.app_dir(:kith, "ebin"), Path.join(root, "ebin"))
       if library, do: File.cp!(library, Path.join(native, @library))
 
-      System.cmd(System.find_executable("elixir"), ["-pa", Path.join(root, "ebin"), "-e", code],
+      elixir = [System.find_executable("elixir"), "-pa", Path.join(root, "ebin"), "-e", code]
+      [command | arguments] = Keyword.get(opts, :under, []) ++ elixir
+
+      System.cmd(command, arguments,
         stderr_to_stdout: true,
         env: Keyword.get(opts, :env, [])
       )
