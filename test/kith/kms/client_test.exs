@@ -10,17 +10,46 @@ defmodule Kith.KMS.ClientTest do
   @encrypt "POST /encrypt"
   @decrypt "POST /decrypt"
 
-  setup do
+  defmodule Seventh do
+    @moduledoc false
+    # What this service encrypts is of version 7, and it wants to be told.
+    @behaviour Kith.KMS
+
+    @impl true
+    defdelegate create_dek_for_thread(state, thread_id), to: Reference
+
+    @impl true
+    defdelegate wrapped_dek(state, key_id), to: Reference
+
+    @impl true
+    def encrypt_with_dek(state, key_id, plaintext, aad) do
+      with {:ok, ciphertext, 1} <- Reference.encrypt_with_dek(state, key_id, plaintext, aad),
+           do: {:ok, ciphertext, 7}
+    end
+
+    @impl true
+    def decrypt_with_dek(state, key_id, ciphertext, aad, 7),
+      do: Reference.decrypt_with_dek(state, key_id, ciphertext, aad, 1)
+
+    # Who sends no place sends no version.
+    def decrypt_with_dek(state, key_id, ciphertext, "", nil),
+      do: Reference.decrypt_with_dek(state, key_id, ciphertext, "", 1)
+
+    def decrypt_with_dek(_state, _key_id, _ciphertext, _aad, _version), do: {:error, :not_found}
+  end
+
+  setup context do
     folder = tmp_dir!()
     socket = Path.join(folder, "kms.sock")
     {:ok, state} = Reference.open(Path.join(folder, "keys"))
-    start_supervised!({Server, service: {Reference, state}, socket: socket})
+    module = Map.get(context, :service, Reference)
+    start_supervised!({Server, service: {module, state}, socket: socket})
     %{folder: folder, proxy: KMSProxy.start!(socket)}
   end
 
-  defp start!(proxy, source) do
+  defp start!(proxy, source, options \\ []) do
     source = Keyword.merge([url: KMSProxy.url(proxy), timeout: 20_000, pause: 0], source)
-    start_kith!(keys: [current: {"kms", {:kms, source}}])
+    start_kith!([keys: [current: {"kms", {:kms, source}}]] ++ options)
   end
 
   # One user, whose key is closed, and nothing yet on the record.
@@ -206,5 +235,36 @@ defmodule Kith.KMS.ClientTest do
     assert fetch(kith) == {:unavailable, [decrypt: :status]}
     eventually(fn -> fetch(kith) == {nil, [decrypt: nil]} end)
     assert lines(proxy) == [@decrypt, @decrypt]
+  end
+
+  describe "the version of a key that the service says" do
+    for aad <- [true, false] do
+      @tag service: Seventh, aad: aad
+      test "is stored, and #{if aad, do: "sent back", else: "not sent"} with aad: #{aad}",
+           %{proxy: proxy, aad: aad} do
+        kith = start!(proxy, [aad: aad], archive: true)
+        converse!(kith, "ada", "ben")
+
+        for table <- ~w(signal_accounts signal_threads) do
+          rows = sql!(kith, "SELECT kek_id, kek_version FROM #{table}")
+          assert Enum.uniq(rows) == [["kms", 7]]
+        end
+
+        :ok = Native.kms_forget(vault(kith))
+        KMSProxy.requests(proxy)
+        assert send!(kith, "ada", "ben", "again") == "again"
+        # Two accounts and a conversation.
+        assert [_, _, _] = requests = KMSProxy.requests(proxy)
+
+        for {line, body} <- requests do
+          assert line == @decrypt
+          assert body =~ ~s("key_version":7) == aad
+          # 32 bytes in Base64.
+          assert body =~ ~r/"aad":"[A-Za-z0-9+\/]{43}="/ == aad
+        end
+
+        assert length(Enum.uniq(requests)) == 3
+      end
+    end
   end
 end
