@@ -43,9 +43,7 @@ defmodule Kith.KMS.Reference do
     else
       with :ok <- File.mkdir_p(folder),
            :ok <- File.chmod(folder, 0o700),
-           :ok <- write(path, "") do
-        write(path, Base.encode64(:crypto.strong_rand_bytes(32)))
-      end
+           do: write(path, Base.encode64(:crypto.strong_rand_bytes(32)))
     end
   end
 

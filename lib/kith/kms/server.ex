@@ -212,7 +212,8 @@ defmodule Kith.KMS.Server do
   end
 
   defp answer(:POST, "/encrypt", body, {module, state}) do
-    with {:ok, %{"key_id" => key_id, "plaintext" => plaintext} = fields} <- decode(body),
+    with {:ok, %{"key_id" => key_id, "plaintext" => plaintext} = fields} when is_binary(key_id) <-
+           decode(body),
          {:ok, plaintext} <- decode64(plaintext),
          {:ok, aad} <- decode64(fields["aad"] || "") do
       case module.encrypt_with_dek(state, key_id, plaintext, aad) do
@@ -228,7 +229,8 @@ defmodule Kith.KMS.Server do
   end
 
   defp answer(:POST, "/decrypt", body, {module, state}) do
-    with {:ok, %{"key_id" => key_id, "ciphertext" => ciphertext} = fields} <- decode(body),
+    with {:ok, %{"key_id" => key_id, "ciphertext" => ciphertext} = fields}
+         when is_binary(key_id) <- decode(body),
          {:ok, ciphertext} <- decode64(ciphertext),
          {:ok, aad} <- decode64(fields["aad"] || "") do
       module.decrypt_with_dek(state, key_id, ciphertext, aad, fields["key_version"])
@@ -239,8 +241,12 @@ defmodule Kith.KMS.Server do
   end
 
   defp answer(:GET, "/get_wrapped?key_id=" <> key_id, _body, {module, state}) do
-    module.wrapped_dek(state, URI.decode(key_id))
-    |> result(&[{"wrapped", Base.encode64(&1)}])
+    if key_id =~ ~r/%(?![0-9A-Fa-f]{2})/ do
+      {400, [{"error", "bad request"}]}
+    else
+      module.wrapped_dek(state, URI.decode(key_id))
+      |> result(&[{"wrapped", Base.encode64(&1)}])
+    end
   end
 
   defp answer(_method, _path, _body, _service), do: {405, [{"error", "no such operation"}]}

@@ -48,11 +48,17 @@ defmodule Mix.Tasks.Kith.Kms do
 
     given = Keyword.take(options, [:socket, :port, :faults])
 
+    # A server that cannot begin, or ends, says why before it takes this process along.
+    Process.flag(:trap_exit, true)
+
     case Server.start_link([service: {Reference, state}] ++ tls(options) ++ given) do
       {:ok, server} ->
         place = options[:socket] || "port #{Server.port(server)}"
         Mix.shell().info("A key service FOR DEVELOPMENT listens on #{place}")
-        Process.sleep(:infinity)
+
+        receive do
+          {:EXIT, ^server, reason} -> Mix.raise("the key service ended: #{inspect(reason)}")
+        end
 
       {:error, reason} ->
         Mix.raise("the address cannot be had: #{inspect(reason)}")
