@@ -38,17 +38,25 @@ defmodule Kith.KMS.Reference do
   end
 
   defp make(folder, path) do
-    if File.exists?(path) do
-      :ok
-    else
-      with :ok <- File.mkdir_p(folder),
-           :ok <- File.chmod(folder, 0o700),
-           do: write(path, Base.encode64(:crypto.strong_rand_bytes(32)))
+    cond do
+      File.exists?(path) -> :ok
+      # Its mode is its owner's to choose: it may be a folder of others too.
+      File.dir?(folder) -> draw(path)
+      true -> with :ok <- File.mkdir_p(folder), :ok <- File.chmod(folder, 0o700), do: draw(path)
     end
   end
 
+  # Of two that begin at once, both have the key that is there first.
+  defp draw(path) do
+    write(path, Base.encode64(:crypto.strong_rand_bytes(32)), fn temporary, path ->
+      linked = File.ln(temporary, path)
+      File.rm(temporary)
+      with {:error, :eexist} <- linked, do: :ok
+    end)
+  end
+
   # Whole, or not at all, and durable before anybody depends on it.
-  defp write(path, bytes) do
+  defp write(path, bytes, place \\ &File.rename/2) do
     temporary = "#{path}.#{System.unique_integer([:positive])}.tmp"
 
     with {:ok, file} <- File.open(temporary, [:write, :exclusive, :raw]),
@@ -56,7 +64,7 @@ defmodule Kith.KMS.Reference do
          :ok <- :file.write(file, bytes),
          :ok <- :file.sync(file),
          :ok <- :file.close(file),
-         do: File.rename(temporary, path)
+         do: place.(temporary, path)
   end
 
   @impl true

@@ -113,6 +113,20 @@ defmodule Kith.KMS.ReferenceTest do
     assert Reference.decrypt_with_dek(changed, one, ciphertext, "", 1) == {:error, :refused}
   end
 
+  test "those that open a folder at once have one master key, and the mode of a folder that was there is left" do
+    folder = tmp_dir!()
+    File.chmod!(folder, 0o755)
+
+    states =
+      1..8
+      |> Enum.map(fn _ -> Task.async(fn -> Reference.open(folder) end) end)
+      |> Task.await_many()
+
+    assert [{:ok, _}] = Enum.uniq(states)
+    assert File.ls!(folder) == ["master.key"]
+    assert Bitwise.band(File.stat!(folder).mode, 0o777) == 0o755
+  end
+
   test "a key that cannot be kept is not made", %{state: state, folder: folder} do
     File.rm_rf!(folder)
     assert Reference.create_dek_for_thread(state, "ab") == {:error, :unavailable}
