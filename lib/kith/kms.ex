@@ -56,7 +56,8 @@ defmodule Kith.KMS do
   @doc """
   Makes a key, keeps it durably, and returns its name and the key as it is kept, at most 4,096 bytes.
 
-  It may be called twice for one thread, and makes two keys then.
+  It may be called twice for one thread, and makes two keys then. `kek_id` and `kek_version` say which key of the service wraps it: for the
+  service's own log. The wire has no field for them, and Kith's columns of these names have its own id and the version of `c:encrypt_with_dek/4`.
   """
   @callback create_dek_for_thread(state, thread_id :: String.t()) ::
               {:ok,
