@@ -2,7 +2,8 @@ defmodule Kith.KeyChangeFailuresTest do
   # One repository module: one test at a time.
   use Kith.Case, async: false
 
-  alias Kith.{Migration, SQLite}
+  alias Kith.{Instance, Migration, SQLite}
+  alias Kith.Store.ArchivedMessages
   alias Kith.Test.Repo
 
   @cheap [memory: 8_192, passes: 1, parallelism: 1]
@@ -319,5 +320,85 @@ defmodule Kith.KeyChangeFailuresTest do
     :atomics.add(ahead, 1, 10_000)
     assert %{rotated: 3} = Kith.rotate_keys!(kith, older_than: 5)
     assert %{rotated: 0, refused: 0} = Kith.rotate_keys!(kith, older_than: 5)
+  end
+
+  # As a node leaves it that is killed when the conversation has been given another key.
+  defp between_keys!(kith) do
+    instance = Instance.fetch!(kith)
+    {:ok, %{rows: [[thread] | _]}} = query("SELECT thread_id FROM signal_threads")
+    {:ok, data_key} = Instance.sealed(instance, :thread_create, [thread])
+
+    {:ok, 1} =
+      Instance.transaction(instance, fn repo ->
+        now = Instance.now(instance)
+        {{:ok, ArchivedMessages.replace_data_key(repo, thread, data_key, now)}, []}
+      end)
+  end
+
+  # The keys of the server that wrap something. What a row says of it is what its key says.
+  defp keks do
+    for sql <- [
+          "SELECT data_key, kek_id FROM signal_accounts",
+          "SELECT data_key, kek_id FROM signal_threads",
+          "SELECT previous_data_key, NULL FROM signal_threads WHERE previous_data_key IS NOT NULL",
+          "SELECT private_key_encrypted, NULL FROM signed_service_keys"
+        ],
+        {:ok, %{rows: rows}} = query(sql),
+        [<<1, _, _::binary-8, size, id::binary-size(size), _::binary>>, column] <- rows do
+      assert column in [nil, id]
+      id
+    end
+    |> Enum.uniq()
+    |> Enum.sort()
+  end
+
+  defp query(sql), do: Repo.query(sql, [], log: false)
+
+  test "data keys that are wrapped under another key open wherever that was killed, and none is left under the one before",
+       %{kith: kith} do
+    register!(kith, ["cleo"])
+    Kith.lock_with_password!(kith, "cleo", @password, @cheap)
+    say!(kith, "cleo", "anna", "hello")
+    {:ok, _} = Kith.Signed.sign(kith, "a payload", audience: "billing")
+    {:ok, _} = Kith.Signed.rotate_service_key(kith)
+    between_keys!(kith)
+    # Nothing that was opened is held here any more.
+    options = [repo: Repo, archive: true, replenish_below: 0]
+    old = defaults(options)[:keys][:current]
+    new = {"new", {:key, String.duplicate("n", 32)}}
+    stop_kith!(kith)
+    back = start_kith!(Keyword.put(options, :keys, current: old, retired: [new]))
+    kith = start_kith!(Keyword.put(options, :keys, current: new, retired: [old]))
+    halfway = :counters.new(1, [])
+
+    killed =
+      kill_at_each_statement(
+        fn ->
+          assert %{refused: 0} = Kith.rotate_keys!(back)
+          between_keys!(back)
+          assert keks() == ["test"]
+          late(kith)
+        end,
+        fn -> Kith.rotate_keys(kith) end,
+        fn before ->
+          if keks() == ["new", "test"], do: :counters.add(halfway, 1, 1)
+          Kith.unlock!(kith, "cleo", @password)
+          all_there(kith, before)
+          said = say!(kith, "cleo", "anna", "and on")
+          assert Kith.decrypt!(kith, "anna", said, archive: false) == "and on"
+          assert {:ok, _} = Kith.Signed.sign(kith, "a payload", audience: "billing")
+          Kith.lock!(kith, "cleo")
+        end
+      )
+
+    assert killed > 15
+    assert :counters.get(halfway, 1) > 5
+
+    for name <- [back, kith], do: stop_kith!(name)
+    assert keks() == ["new"]
+    kith = start_kith!(Keyword.put(options, :keys, current: new))
+    Kith.unlock!(kith, "cleo", @password)
+    all_there(kith, late(kith))
+    assert %{rewrapped: 0, refused: 0} = Kith.rotate_keys!(kith)
   end
 end

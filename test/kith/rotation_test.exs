@@ -95,6 +95,81 @@ defmodule Kith.RotationTest do
     assert {:ok, _} = Kith.unlock(new, "cleo", password)
   end
 
+  test "loses nothing that is written meanwhile, though two nodes rotate, each to a key and a cipher of its own",
+       %{kith: kith, options: options} do
+    stop_kith!(kith)
+    [first, second] = Enum.take(@keys, 2)
+    one = start_kith!(Keyword.put(options, :keys, current: first, retired: [second]))
+    keys = [current: second, retired: [first]]
+    another = [keys: keys, cipher: :chacha20_poly1305, name: make_ref()]
+    other = start_kith!(Keyword.merge(options, another))
+    nodes = [one, other]
+    for node <- nodes, do: Kith.unlock!(node, "cleo", "correct horse battery")
+    pairs = [{"anna", "ben"}, {"ben", "anna"}, {"cleo", "anna"}, {"anna", "cleo"}]
+
+    traffic =
+      Task.async(fn ->
+        for {{from, to}, at} <- Enum.with_index(pairs) do
+          Task.async(fn ->
+            for n <- 1..15 do
+              [here, there] = if rem(n + at, 2) == 0, do: nodes, else: Enum.reverse(nodes)
+              # Some in a thread that was not there before.
+              thread = if rem(n, 3) == 0, do: [thread: "#{from} #{n}"], else: []
+              [envelope] = Kith.encrypt!(here, from, to, "#{from} #{n}", thread)
+              assert Kith.decrypt!(there, to, envelope, thread) == "#{from} #{n}"
+              if rem(n, 5) == 0, do: register!(here, ["#{from} and #{to} #{n}"])
+            end
+          end)
+        end
+        |> Task.await_many(60_000)
+      end)
+
+    rotated =
+      nodes
+      |> Enum.map(&Task.async(fn -> rotations(&1, traffic, 1) end))
+      |> Task.await_many(60_000)
+
+    Task.await(traffic, 60_000)
+    # Each has taken over what the other had.
+    for rewrapped <- rotated, do: assert(rewrapped > 0)
+
+    stop_kith!(other)
+    kith = restart!(one, options, 2, [1])
+    assert %{refused: 0} = Kith.rotate_keys!(kith)
+    kith = restart!(kith, options, 2, [])
+    Kith.unlock!(kith, "cleo", "correct horse battery")
+    assert %{damaged: 0, locked: 0, outdated: 0} = Kith.verify_keys!(kith)
+    assert [["k2"]] = sql!(kith, "SELECT DISTINCT kek_id FROM signal_accounts")
+    assert [["k2"]] = sql!(kith, "SELECT DISTINCT kek_id FROM signal_threads")
+    # Two that were there before, cleo, and three of each pair.
+    assert [[15]] = sql!(kith, "SELECT COUNT(*) FROM signal_accounts")
+
+    for {a, b, before} <- [{"anna", "ben", ~w(hello hi well)}, {"cleo", "anna", []}],
+        {user, peer} <- [{a, b}, {b, a}] do
+      written = for from <- [a, b], n <- 1..15, rem(n, 3) != 0, do: "#{from} #{n}"
+      found = Kith.history!(kith, user, {:direct, peer}, limit: 1_000).messages
+      assert found |> Enum.map(& &1.plaintext) |> Enum.sort() == Enum.sort(before ++ written)
+    end
+
+    for {from, to} <- pairs do
+      for user <- [from, to],
+          n <- [3, 6, 9, 12, 15],
+          do: assert("#{from} #{n}" in texts(kith, user, "#{from} #{n}"))
+
+      assert send!(kith, from, to, "x") == "x"
+      assert send!(kith, from, "#{from} and #{to} 15", "x") == "x"
+    end
+  end
+
+  # While there is traffic, but a few times at least and not for ever. Returns how many keys it has wrapped anew.
+  defp rotations(kith, traffic, times) do
+    assert %{refused: 0, rewrapped: rewrapped} = Kith.rotate_keys!(kith)
+
+    if times < 5 or (times < 300 and Process.alive?(traffic.pid)),
+      do: rewrapped + rotations(kith, traffic, times + 1),
+      else: rewrapped
+  end
+
   test "wraps the keys of the service itself anew, those that are retired too", %{
     kith: kith,
     options: options
