@@ -158,11 +158,12 @@ defmodule Bench.Native do
 
   defp next(row, result) do
     %{
-      generation: row.generation + 1,
-      state: result.state,
-      braid: result.braid || row.braid,
-      identity: result.identity || row.identity,
-      pages: pages(row.pages, result)
+      row
+      | generation: row.generation + 1,
+        state: result.state,
+        braid: result.braid || row.braid,
+        identity: result.identity || row.identity,
+        pages: pages(row.pages, result)
     }
   end
 
