@@ -5,7 +5,7 @@ defmodule Kith.AccountLock do
   # What locks is the data key of the account. A new one is drawn and everything sealed under it, since the one before
   # could be read with the server's keys, and may be in a backup.
 
-  import Kith.Unlocked, only: [is_locked: 1]
+  import Kith.Store.WrappedKey, only: [is_locked: 1]
 
   alias Kith.{Error, Instance, KeyChange, Native, Password, Telemetry, Unlocked}
   alias Kith.{Maintenance, Registration}

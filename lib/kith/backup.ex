@@ -62,7 +62,7 @@ defmodule Kith.Backup do
   """
 
   import Kith.Backup.Engine
-  import Kith.Unlocked, only: [is_locked: 1]
+  import Kith.Store.WrappedKey, only: [is_locked: 1]
 
   alias Kith.{Address, Error, Instance, Maintenance, Telemetry, Unlocked, Validation}
   alias Kith.Backup.{Export, Import, RecoveryKey, Source}

@@ -3,7 +3,7 @@ defmodule Kith.Doctor do
   # Why a message does not open, and how an instance is, without secrets: what is told are reasons, counters, public keys
   # and whether something is there.
 
-  import Kith.Unlocked, only: [is_locked: 1]
+  import Kith.Store.WrappedKey, only: [is_locked: 1]
 
   alias Kith.{Envelope, Error, Instance, Messages, Migration, Registration}
   alias Kith.KMS.Client

@@ -2,7 +2,7 @@ defmodule Kith.Health do
   @moduledoc false
   # Whether the two things every call needs do their work: the database answers, and the vault opens.
 
-  import Kith.Unlocked, only: [is_locked: 1]
+  import Kith.Store.WrappedKey, only: [is_locked: 1]
 
   alias Kith.{Error, Instance, Telemetry}
   alias Kith.KMS.Client

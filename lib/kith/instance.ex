@@ -21,6 +21,7 @@ defmodule Kith.Instance do
     :stamps,
     :unlocked,
     kms: nil,
+    # Whether what stands in for a key service may wrap.
     fallback: true,
     timeline?: false
   ]

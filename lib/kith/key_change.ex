@@ -6,7 +6,7 @@ defmodule Kith.KeyChange do
   # Messages of the archive are sealed under the data keys of their threads, and of a locked account under its own too. There
   # may be very many, so they follow in transactions of their own: see own_archive/3.
 
-  import Kith.Unlocked, only: [is_locked: 1]
+  import Kith.Store.WrappedKey, only: [is_locked: 1]
 
   alias Kith.{Error, Instance, Unlocked}
   alias Kith.Store.{Accounts, ArchivedMessages, Keys}

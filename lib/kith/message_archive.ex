@@ -3,7 +3,7 @@ defmodule Kith.MessageArchive do
   # Plaintexts, sealed under the data key of their thread in the transaction that made or opened the message. What
   # is sealed is bound to every column of its row.
 
-  import Kith.Unlocked, only: [is_locked: 1]
+  import Kith.Store.WrappedKey, only: [is_locked: 1]
 
   alias Kith.{
     Address,

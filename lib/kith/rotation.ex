@@ -122,11 +122,7 @@ defmodule Kith.Rotation do
           dry_run? ->
             {:ok, :rewrapped}
 
-          # Under the current key: nothing to do, or, with a service, not open yet.
-          native(instance, kind, id, with_wrapped(key, rewrapped)) in [
-            {:ok, nil},
-            {:error, :cold}
-          ] ->
+          Client.check_wrapped(instance, rewrapped) == :ok ->
             with {:ok, _} <- Instance.transaction(instance, put), do: {:ok, :rewrapped}
 
           # What another call had made for this place while the service was away: it is used up now.
@@ -207,9 +203,6 @@ defmodule Kith.Rotation do
 
   defp wrapped({_purpose, _public_key, wrapped}), do: wrapped
   defp wrapped(data_key), do: data_key
-
-  defp with_wrapped({purpose, public_key, _wrapped}, wrapped), do: {purpose, public_key, wrapped}
-  defp with_wrapped(_data_key, wrapped), do: wrapped
 
   defp put(repo, :account, user, before, data_key),
     do: Keys.put_data_key(repo, user, before, data_key, nil)

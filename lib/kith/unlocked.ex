@@ -6,6 +6,8 @@ defmodule Kith.Unlocked do
   # A key is found by the locked one as the database has it. So whoever stores another lock, with another password or with the
   # same, has locked the account on every node. One that is only wrapped anew, under another key-encryption key, is the same lock.
 
+  import Kith.Store.WrappedKey, only: [is_locked: 1]
+
   alias Kith.{Address, Error, Instance, Native}
   alias Kith.Store.Accounts
 
@@ -14,16 +16,6 @@ defmodule Kith.Unlocked do
 
   @doc "For an instance that starts. The table goes with the process that made it, and the keys with the table."
   def new, do: :ets.new(__MODULE__, [:set, :public, read_concurrency: true])
-
-  @doc "Whether a data key, as the database has it, is locked: of either cipher, with a key service or without."
-  defguard is_locked(data_key)
-           when is_binary(data_key) and
-                  binary_part(data_key, 0, 2) in [
-                    <<1, 0x11>>,
-                    <<1, 0x14>>,
-                    <<1, 0x19>>,
-                    <<1, 0x1C>>
-                  ]
 
   @doc "The account as native calls take it: with the unlocked key, where there is one."
   def account(%Instance{unlocked: table} = instance, {user, data_key} = account)

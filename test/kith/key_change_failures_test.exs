@@ -134,51 +134,33 @@ defmodule Kith.KeyChangeFailuresTest do
     assert killed > 8
   end
 
-  test "a password is another one or it is not", %{kith: kith} do
-    killed =
-      kill_at_each_statement(
-        fn ->
-          if match?({:ok, _}, Kith.unlock(kith, "anna", @other)),
-            do: Kith.change_password!(kith, "anna", @other, @password, @cheap),
-            else: lock!(kith)
+  for {what, options, least} <- [
+        {"a password is another one or it is not", [], 1},
+        {"a password with another data key is there with all that is sealed under it, or not at all",
+         [reseal: true], 30}
+      ] do
+    @tag options: options ++ @cheap, least: least
+    test what, %{kith: kith, options: options, least: least} do
+      killed =
+        kill_at_each_statement(
+          fn ->
+            if match?({:ok, _}, Kith.unlock(kith, "anna", @other)),
+              do: Kith.change_password!(kith, "anna", @other, @password, options),
+              else: lock!(kith)
 
-          late(kith)
-        end,
-        fn -> Kith.change_password(kith, "anna", @password, @other, @cheap) end,
-        fn before ->
-          Kith.lock!(kith, "anna")
-          opened = for word <- [@password, @other], do: elem(Kith.unlock(kith, "anna", word), 0)
-          assert Enum.sort(opened) == [:error, :ok]
-          all_there(kith, before)
-        end
-      )
+            late(kith)
+          end,
+          fn -> Kith.change_password(kith, "anna", @password, @other, options) end,
+          fn before ->
+            Kith.lock!(kith, "anna")
+            opened = for word <- [@password, @other], do: elem(Kith.unlock(kith, "anna", word), 0)
+            assert Enum.sort(opened) == [:error, :ok]
+            all_there(kith, before)
+          end
+        )
 
-    assert killed > 1
-  end
-
-  test "a password with another data key is there with all that is sealed under it, or not at all",
-       %{kith: kith} do
-    killed =
-      kill_at_each_statement(
-        fn ->
-          if match?({:ok, _}, Kith.unlock(kith, "anna", @other)),
-            do: Kith.change_password!(kith, "anna", @other, @password, [reseal: true] ++ @cheap),
-            else: lock!(kith)
-
-          late(kith)
-        end,
-        fn ->
-          Kith.change_password(kith, "anna", @password, @other, [reseal: true] ++ @cheap)
-        end,
-        fn before ->
-          Kith.lock!(kith, "anna")
-          opened = for word <- [@password, @other], do: elem(Kith.unlock(kith, "anna", word), 0)
-          assert Enum.sort(opened) == [:error, :ok]
-          all_there(kith, before)
-        end
-      )
-
-    assert killed > 30
+      assert killed > least
+    end
   end
 
   test "another data key of an account is there with all that is sealed under it, or not at all",

@@ -3,6 +3,7 @@ defmodule Kith.KMS.Client do
   # Calls to key services. They block, so they are made outside of transactions: Kith.Instance says when. Keys never come
   # here; the native library makes the calls and keeps what they open.
 
+  import Kith.Store.WrappedKey, only: [is_served: 1]
   require Logger
 
   alias Kith.{Error, Instance, KeySource, Native, Telemetry}
@@ -15,11 +16,6 @@ defmodule Kith.KMS.Client do
 
   @typedoc "What a native function lacks: something that is opened, or what wraps next in a place."
   @type need :: {:fetch, kind, {binary, binary}} | {:prepare, kind, binary}
-
-  # Wrapped with the help of a service, and not under a password.
-  defguardp is_served(wrapped)
-            when is_binary(wrapped) and
-                   binary_part(wrapped, 0, 2) in [<<1, 0x13>>, <<1, 0x1B>>]
 
   @doc "What it takes for a native function that answered `:cold`, as it opens, or `:unmade`, as it wraps."
   @spec needs(:cold | :unmade, atom, [term]) :: [need]

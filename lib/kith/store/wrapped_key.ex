@@ -4,17 +4,26 @@ defmodule Kith.Store.WrappedKey do
 
   alias Kith.Native
 
-  @prefixes %{
-    aes_256_gcm: [<<1, 0x10>>, <<1, 0x13>>],
-    chacha20_poly1305: [<<1, 0x18>>, <<1, 0x1B>>]
-  }
+  # Version and algorithm, see docs/state-format.md. Nothing of it is authenticated.
+  @local %{aes_256_gcm: <<1, 0x10>>, chacha20_poly1305: <<1, 0x18>>}
+  @served %{aes_256_gcm: <<1, 0x13>>, chacha20_poly1305: <<1, 0x1B>>}
+  @served_prefixes Map.values(@served)
+  @locked [<<1, 0x11>>, <<1, 0x14>>, <<1, 0x19>>, <<1, 0x1C>>]
 
-  @doc "How data keys begin that are under no password and do not seal with this cipher. Nothing of it is authenticated."
-  @spec prefixes_of_others(atom) :: [binary]
-  def prefixes_of_others(cipher),
-    do: for({other, prefixes} <- @prefixes, other != cipher, prefix <- prefixes, do: prefix)
+  @doc "Whether a data key is locked under a password: of either cipher, with a key service or without."
+  defguard is_locked(data_key)
+           when is_binary(data_key) and binary_part(data_key, 0, 2) in @locked
 
-  @doc "Whether a data key is one of those."
+  @doc "Whether a key service has a part in it, and no password."
+  defguard is_served(wrapped)
+           when is_binary(wrapped) and binary_part(wrapped, 0, 2) in @served_prefixes
+
+  # How data keys begin that are under no password and do not seal with this cipher.
+  defp prefixes_of_others(cipher) do
+    for prefixes <- [@local, @served], {other, prefix} <- prefixes, other != cipher, do: prefix
+  end
+
+  @doc "Whether a data key is under no password, and does not seal with this cipher."
   @spec of_another?(term, atom) :: boolean
   def of_another?(data_key, cipher),
     do: is_binary(data_key) and String.starts_with?(data_key, prefixes_of_others(cipher))

@@ -16,6 +16,7 @@ use crate::{
     error::{LockError, VaultError},
     memory::LockedBytes,
     password::{PasswordHash, PasswordParameters, derive},
+    secret_key::SecretKey,
 };
 
 /// A data key that was opened with its password, and can be locked again or put into a token.
@@ -131,10 +132,8 @@ impl Vault {
         password: &[u8],
     ) -> Result<(Vec<u8>, UnlockedKey), LockError> {
         let name = self.draw_name(rng)?;
-        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
-        rng.try_fill_bytes(bytes.as_mut_slice())
-            .map_err(VaultError::random::<R>)?;
-        let key = UnlockedKey::from_slice(name, bytes.as_slice())?;
+        let bytes = SecretKey::generate(rng)?;
+        let key = UnlockedKey::from_slice(name, bytes.as_bytes())?;
         let blob = self.lock(rng, context, parameters, password, &key)?;
         Ok((blob, key))
     }
